@@ -1,0 +1,40 @@
+"""The console command ``vreason``: one parser, whose subcommands live in the rooms that do their work."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lmms_eval_vreason import __version__
+
+_ROOMS = (
+    "lmms_eval_vreason.commands",
+    "lmms_eval_vreason.report.commands",
+    "lmms_eval_vreason.shapes.commands",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. Each room adds its own subcommands and sets ``run``, a function args → exit code."""
+    parser = argparse.ArgumentParser(prog="vreason", description="V-Reason for lmms-eval: reports, benchmark, data.")
+    parser.add_argument("--version", action="version", version=f"lmms-eval-vreason {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for room in _ROOMS:
+        import_module(room).add_commands(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; a user's mistake (ValueError, OSError) is one line on stderr and exit code 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except BrokenPipeError:
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"vreason: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
