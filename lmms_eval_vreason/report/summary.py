@@ -1,0 +1,106 @@
+"""Is it on? What a run's journal says of the steering, in one line and, where nothing was steered, in one warning."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+_NO_VIDEO = "no video tokens"
+
+
+def _due_steps(trace: dict) -> int:
+    return sum(1 for alpha in trace["alpha"] if alpha)
+
+
+def _overhead(records: list[dict]) -> float | None:
+    """Seconds that due steps cost beyond ordinary steps, as a share of a run of ordinary steps alone.
+
+    None where the journal has no times, or where no ordinary step was taken to compare with.
+    """
+    seconds = {"ordinary": 0.0, "due": 0.0}
+    steps = {"ordinary": 0, "due": 0}
+    for record in records:
+        times, trace = record.get("seconds") or {}, record.get("trace")
+        if trace is None or times.get("ordinary") is None or times.get("due") is None:
+            continue
+        due = _due_steps(trace)
+        # The first token comes with the prefill, which is neither kind of step.
+        steps["ordinary"] += max(len(trace["alpha"]) - 1 - due, 0)
+        steps["due"] += due
+        seconds["ordinary"] += times["ordinary"]
+        seconds["due"] += times["due"]
+    if not steps["due"] or not steps["ordinary"] or not seconds["ordinary"]:
+        return None
+    ordinary = seconds["ordinary"] / steps["ordinary"]
+    return (seconds["due"] / ordinary - steps["due"]) / (steps["ordinary"] + steps["due"])
+
+
+def steering_facts(records: Iterable[dict]) -> dict:
+    """Counts over a run's journal samples.
+
+    Args:
+        records: journal lines of kind ``sample``.
+
+    Returns:
+        ``samples``, ``failed`` (with an error), ``steered`` (at least one update), ``updates``, ``due_steps``,
+        ``entropy_change`` (mean over due steps, nats, or None), ``without_video`` (share of the traced samples,
+        or None), ``overhead`` (share, or None) and ``notes`` (why samples were not steered → how many).
+    """
+    records = list(records)
+    finished = [record for record in records if record.get("error") is None]
+    traces = [record["trace"] for record in finished if record.get("trace") is not None]
+    changes = [change for trace in traces for change in trace["entropy_change"] if change is not None]
+    notes = Counter(trace["note"] for trace in traces if trace["note"])
+    untraced = len(finished) - len(traces)
+    if untraced:
+        notes["no trace was kept"] += untraced
+    return {
+        "samples": len(records),
+        "failed": len(records) - len(finished),
+        "steered": sum(1 for trace in traces if trace["updates"] > 0),
+        "updates": sum(trace["updates"] for trace in traces),
+        "due_steps": sum(_due_steps(trace) for trace in traces),
+        "entropy_change": sum(changes) / len(changes) if changes else None,
+        "without_video": sum(1 for trace in traces if not trace["video_tokens"]) / len(traces) if traces else None,
+        "overhead": _overhead(finished),
+        "notes": dict(notes.most_common()),
+    }
+
+
+def steering_line(records: Iterable[dict]) -> str:
+    """One line for a run's end: samples steered, updates, mean ΔH of due steps, samples without video, overhead.
+
+    Args:
+        records: journal lines of kind ``sample``.
+
+    Returns:
+        The line; figures that the journal does not hold are left out.
+    """
+    facts = steering_facts(records)
+    parts = [f"{facts['steered']} of {facts['samples']} samples steered", f"{facts['updates']} updates"]
+    if facts["entropy_change"] is not None:
+        parts.append(f"mean ΔH {facts['entropy_change']:+.4f} nats a due step")
+    if facts["without_video"] is not None:
+        parts.append(f"{100 * facts['without_video']:.0f}% without video tokens")
+    if facts["overhead"] is not None:
+        parts.append(f"due steps cost {100 * facts['overhead']:+.1f}% of the decoding time")
+    if facts["failed"]:
+        parts.append(f"{facts['failed']} failed")
+    return "V-Reason: " + ", ".join(parts)
+
+
+def steering_warning(records: Iterable[dict]) -> str:
+    """Why nothing was steered, as a sentence; empty when at least one sample was steered or none was run.
+
+    Args:
+        records: journal lines of kind ``sample``.
+    """
+    facts = steering_facts(records)
+    if facts["steered"] or not facts["samples"]:
+        return ""
+    reasons = [f"{note} ({count} samples)" for note, count in facts["notes"].items()]
+    if facts["failed"]:
+        reasons.append(f"failed ({facts['failed']} samples)")
+    if not reasons and facts["without_video"] == 1.0:
+        reasons.append(f"{_NO_VIDEO} in any prompt")
+    if not reasons:
+        reasons.append("no update fell due: answers end before the first due step, or the learning rate is 0")
+    return "V-Reason steered nothing, so this run measures the base model: " + "; ".join(reasons)
