@@ -1,0 +1,325 @@
+"""The stock benchmarks on a machine without network: their datasets' Arrow cache, real mp4 files, and the real command.
+
+``build`` lays a Hugging Face home that lmms-eval's unmodified tasks read as if they had downloaded it.
+Every document is made here. Its gold answer depends only on its position, so that a model with a fixed answer has a
+known score: even documents want ``B`` (or ``yes``), odd ones ``A`` (or ``no``), numeric ones ``4``. Two neighbouring
+documents ask about the same video.
+
+``run_lmms_eval`` runs ``python -m lmms_eval`` in a subprocess and reads back what it wrote.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+from datasets import Dataset, DatasetInfo, SplitDict, SplitInfo
+from datasets.arrow_writer import ArrowWriter
+from datasets.naming import camelcase_to_snakecase
+from lmms_eval.tasks.mvbench.utils import DATA_LIST as MVBENCH_FOLDERS
+
+MINIMUM_DOCS = 4  # vsibench's stock aggregate needs its three direction levels, and one numeric question
+WORDS = ("circle", "square", "triangle", "star")
+OPTIONS = [f"{letter}. {word}" for letter, word in zip("ABCD", WORDS, strict=True)]
+VSI_KINDS = (
+    "object_rel_direction_easy",
+    "object_rel_direction_medium",
+    "object_rel_direction_hard",
+    "object_counting",
+    "object_rel_distance",
+    "object_abs_distance",
+    "route_planning",
+    "object_size_estimation",
+    "obj_appearance_order",
+    "room_size_estimation",
+)
+VSI_NUMERIC = {"object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation"}
+
+# Written into the subprocess' path: any connection that leaves the machine is recorded and refused.
+_GUARD = '''
+import os, socket
+_connect, _resolve = socket.socket.connect, socket.getaddrinfo
+_LOCAL = ("127.0.0.1", "::1", "localhost", None, "", socket.gethostname())
+def _refuse(host):
+    with open(os.environ["NETWORK_LOG"], "a") as log:
+        log.write(f"{host}\\n")
+    raise OSError(f"the test machine has no network: {host}")
+def _guarded_connect(self, address):
+    if isinstance(address, tuple) and address[0] not in _LOCAL:
+        _refuse(address[0])
+    return _connect(self, address)
+def _guarded_resolve(host, *args, **kwargs):
+    if host not in _LOCAL:
+        _refuse(host)
+    return _resolve(host, *args, **kwargs)
+socket.socket.connect, socket.getaddrinfo = _guarded_connect, _guarded_resolve
+'''
+
+
+@dataclass(frozen=True)
+class OfflineBenchmarks:
+    """What ``build`` laid.
+
+    Attributes:
+        env: the whole environment for a subprocess (a copy of this one with ``HF_HOME``, ``HF_HUB_OFFLINE=1``, …).
+        tasks: names of the stock tasks that run on it, all six benchmarks (of MVBench all twenty subtasks).
+        videos: the distinct mp4 files, in the order in which documents use them.
+        home: the ``HF_HOME`` folder.
+    """
+
+    env: dict[str, str]
+    tasks: tuple[str, ...]
+    videos: tuple[Path, ...]
+    home: Path
+
+    def network_calls(self) -> list[str]:
+        """Hosts that subprocesses under ``env`` tried to reach; each attempt was refused."""
+        log = Path(self.env["NETWORK_LOG"])
+        return log.read_text().split() if log.exists() else []
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the command: exit code, its whole log (stdout and stderr), the results JSON, and samples by task."""
+
+    returncode: int
+    log: str
+    results: dict = field(default_factory=dict)
+    samples: dict[str, list[dict]] = field(default_factory=dict)
+
+    def metric(self, task: str, name: str, kind: str = "none") -> float:
+        """One figure of the results: ``run.metric("videomme", "videomme_perception_score")``."""
+        return self.results["results"][task][f"{name},{kind}"]
+
+
+def write_video(path: Path, *, seed: int = 0, frames: int = 16, fps: int = 4, size: tuple[int, int] = (112, 84)) -> Path:
+    """Writes an H.264 mp4 of a square that moves over a gradient; ``size`` is (width, height) in pixels."""
+    width, height = size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gradient = np.linspace(40, 120, width, dtype=np.uint8)
+    colour = np.random.default_rng(seed).integers(130, 256, 3, dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(frames):
+            image = np.repeat(np.tile(gradient, (height, 1))[:, :, None], 3, axis=2)
+            left = int(index * (width - 24) / max(frames - 1, 1))
+            image[height // 2 - 12 : height // 2 + 12, left : left + 24] = colour
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def build(root: Path, *, docs: int = MINIMUM_DOCS) -> OfflineBenchmarks:
+    """Lays datasets and videos of the six benchmarks under ``root``, with ``docs`` documents a dataset configuration.
+
+    Raises:
+        ValueError: fewer documents than vsibench's stock aggregate can work with.
+    """
+    if docs < MINIMUM_DOCS:
+        raise ValueError(f"docs={docs}: vsibench cannot be aggregated on fewer than {MINIMUM_DOCS} documents")
+    home = root / "hf_home"
+    videos = tuple(write_video(root / "videos" / f"{seed}.mp4", seed=seed) for seed in range((docs + 1) // 2))
+    tasks: list[str] = []
+    for repository, config, split, rows, files, names in _benchmarks(docs):
+        _write_dataset(home / "datasets", repository, config, split, rows)
+        for index, file in enumerate(files):
+            target = home / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(videos[index // 2], target)
+        tasks.extend(names)
+    return OfflineBenchmarks(env=_environment(root, home), tasks=tuple(tasks), videos=videos, home=home)
+
+
+def run_lmms_eval(
+    env: Mapping[str, str],
+    *,
+    model: str,
+    model_args: Mapping[str, object],
+    tasks: Iterable[str],
+    output: Path,
+    extra: Sequence[str] = (),
+    launcher: Sequence[str] = (),
+    check: bool = True,
+    timeout: float = 300,
+) -> Run:
+    """Runs the lmms-eval command and reads its results and samples.
+
+    Args:
+        env: the environment, as ``OfflineBenchmarks.env``.
+        model_args: written as ``name=value,…``.
+        output: a folder of this run alone.
+        extra: further arguments, as ``("--limit", "1")``.
+        launcher: what stands between ``python`` and ``-m lmms_eval``, as ``("-m", "torch.distributed.run", …)``.
+        check: fail when there is no results file. The exit code won't tell: lmms-eval returns 0 after an exception.
+    """
+    command = [sys.executable, *launcher, "-m", "lmms_eval", "--model", model]
+    command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
+    command += ["--tasks", ",".join(tasks), "--output_path", str(output), "--log_samples", "--batch_size", "1", *extra]
+    process = subprocess.run(command, env=dict(env), text=True, capture_output=True, timeout=timeout)
+    log = process.stdout + process.stderr
+    found = sorted(output.rglob("*_results.json"))
+    if not found:
+        assert not check, f"lmms-eval wrote no results:\n{log[-6000:]}"
+        return Run(process.returncode, log)
+    samples = {}
+    for path in sorted(found[-1].parent.glob("*_samples_*.jsonl")):
+        task = path.stem.split("_samples_", 1)[1]
+        samples[task] = [json.loads(line) for line in path.read_text().splitlines()]
+    return Run(process.returncode, log, json.loads(found[-1].read_text()), samples)
+
+
+def _environment(root: Path, home: Path) -> dict[str, str]:
+    guard = root / "guard"
+    guard.mkdir(parents=True, exist_ok=True)
+    (guard / "sitecustomize.py").write_text(_GUARD)
+    secrets = ("KEY", "TOKEN", "SECRET")
+    env = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in secrets)}
+    env.update(
+        HF_HOME=str(home),
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+        TOKENIZERS_PARALLELISM="false",
+        NETWORK_LOG=str(root / "network.log"),
+        PYTHONPATH=os.pathsep.join(part for part in (str(guard), os.environ.get("PYTHONPATH")) if part),
+        LMMS_EVAL_VREASON_CACHE=str(root / "cache"),
+    )
+    for name in ("HF_DATASETS_CACHE", "LMMS_EVAL_DATASETS_CACHE", "HF_HUB_CACHE"):
+        env.pop(name, None)
+    return env
+
+
+def _write_dataset(cache: Path, repository: str, config: str, split: str, rows: list[dict]) -> None:
+    """One configuration in the layout that ``datasets`` looks up when it is offline."""
+    namespace, name = repository.split("/")
+    snake = camelcase_to_snakecase(name)
+    folder = cache / f"{namespace}___{snake}" / config / "0.0.0" / f"{0:040x}"
+    folder.mkdir(parents=True)
+    features = Dataset.from_list(rows).features
+    path = folder / f"{snake}-{split}.arrow"
+    with ArrowWriter(features=features, path=str(path)) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
+    splits = SplitDict(dataset_name=snake)
+    splits.add(SplitInfo(name=split, num_examples=len(rows), dataset_name=snake, num_bytes=path.stat().st_size))
+    info = DatasetInfo(features=features, splits=splits, builder_name=snake, dataset_name=snake, config_name=config)
+    info.write_to_directory(str(folder))
+
+
+def _benchmarks(docs: int) -> Iterable[tuple[str, str, str, list[dict], list[str], list[str]]]:
+    """Yields (repository, configuration, split, rows, a video file a row under the home, stock tasks)."""
+    order = range(docs)
+    rows = [_videomme(i) for i in order]
+    files = [f"videomme/data/{row['videoID']}.mp4" for row in rows]
+    yield "lmms-eval/Video-MME", "default", "test", rows, files, ["videomme"]
+
+    rows = [_vsibench(i) for i in order]
+    files = [f"vsibench/{row['dataset']}/{row['scene_name']}.mp4" for row in rows]
+    yield "nyu-visionx/VSI-Bench", "full", "test", rows, files, ["vsibench"]
+
+    for subtask, folder in MVBENCH_FOLDERS.items():
+        rows = [_mvbench(i) for i in order]
+        files = [f"mvbench_video/{folder}/{row['video']}" for row in rows]
+        yield "OpenGVLab/MVBench", subtask, "train", rows, files, [f"mvbench_{subtask}"]
+
+    for config in ("multi-choice", "yes_no", "caption_matching"):
+        rows = [_tempcompass(i, config) for i in order]
+        files = [f"tempcompass/videos/{row['video_id']}.mp4" for row in rows]
+        task = f"tempcompass_{config.replace('-', '_')}"
+        yield "lmms-eval/TempCompass", config, "test", rows, files, [task]
+
+    rows = [_mmvu(i) for i in order]
+    yield "lmms-eval/MMVU", "default", "validation", rows, [f"mmvu/{row['video_path']}" for row in rows], ["mmvu_val"]
+
+    for config in ("Perception", "Comprehension", "Adaptation"):
+        rows = [_videommmu(i, config) for i in order]
+        files = [f"video_mmmu/Art/{row['id']}.mp4" for row in rows]
+        yield "lmms-eval/VideoMMMU", config, "test", rows, files, [f"video_mmmu_{config.lower()}"]
+
+
+def _gold(index: int) -> str:
+    return "BA"[index % 2]
+
+
+def _question(index: int) -> str:
+    return f"Which shape moves to the right in part {index}?"
+
+
+def _videomme(index: int) -> dict:
+    return {
+        "video_id": f"{index // 2:03d}",
+        "duration": "short",
+        "domain": "Knowledge",
+        "sub_category": "Astronomy",
+        "url": "",
+        "videoID": f"clip{index // 2}",
+        "question_id": f"{index // 2:03d}-{index % 2 + 1}",
+        "task_type": "Action Recognition",
+        "question": _question(index),
+        "options": OPTIONS,
+        "answer": _gold(index),
+    }
+
+
+def _vsibench(index: int) -> dict:
+    kind = VSI_KINDS[index % len(VSI_KINDS)]
+    numeric = kind in VSI_NUMERIC
+    return {
+        "id": index,
+        "dataset": "arkitscenes",
+        "scene_name": f"scene{index // 2}",
+        "question_type": kind,
+        "question": f"How many shapes are in part {index}?" if numeric else _question(index),
+        "ground_truth": "4" if numeric else _gold(index),
+        "options": None if numeric else OPTIONS,
+    }
+
+
+def _mvbench(index: int) -> dict:
+    answer = WORDS["ABCD".index(_gold(index))]
+    return {"video": f"clip{index // 2}.mp4", "question": _question(index), "candidates": list(WORDS), "answer": answer}
+
+
+def _tempcompass(index: int, config: str) -> dict:
+    row = {"video_id": f"{1000 + index // 2}", "dim": ("action", "speed", "direction", "order")[index % 4]}
+    if config == "yes_no":
+        return row | {"question": "Does the square move to the right?", "answer": ("yes", "no")[index % 2]}
+    if config == "multi-choice":
+        question, options = _question(index), OPTIONS
+    else:
+        question, options = "Which caption fits the video better?", ["Caption A: A circle.", "Caption B: A square."]
+    answer = options["AB".index(_gold(index))]
+    return row | {"question": "\n".join([question, *options]), "answer": answer}
+
+
+def _mmvu(index: int) -> dict:
+    open_ended = index % 4 == 3
+    words = ["", "", "", "", ""] if open_ended else [*WORDS, "cross"]
+    return {
+        "id": f"validation_{index}",
+        "video_path": f"videos/Chemistry/{index // 2}.mp4",
+        "question_type": "open-ended" if open_ended else "multiple-choice",
+        "question": "Which search is shown?" if open_ended else _question(index),
+        "choices": dict(zip("ABCDE", words, strict=True)),
+        "answer": "depth-first search" if open_ended else _gold(index),
+    }
+
+
+def _videommmu(index: int, config: str) -> dict:
+    open_ended = config == "Adaptation" and index % 4 == 3
+    return {
+        "id": f"validation_Art_Theory_{index}",
+        "question": "How many shapes are there?" if open_ended else _question(index),
+        "options": [] if open_ended else list(WORDS),
+        "answer": "4" if open_ended else _gold(index),
+        "question_type": "open" if open_ended else "multiple-choice",
+    }
