@@ -42,7 +42,7 @@ VSI_KINDS = (
 VSI_NUMERIC = {"object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation"}
 
 # Written into the subprocess' path: any connection that leaves the machine is recorded and refused.
-_GUARD = '''
+_GUARD = """
 import os, socket
 _connect, _resolve = socket.socket.connect, socket.getaddrinfo
 _LOCAL = ("127.0.0.1", "::1", "localhost", None, "", socket.gethostname())
@@ -59,7 +59,7 @@ def _guarded_resolve(host, *args, **kwargs):
         _refuse(host)
     return _resolve(host, *args, **kwargs)
 socket.socket.connect, socket.getaddrinfo = _guarded_connect, _guarded_resolve
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ class Run:
         return self.results["results"][task][f"{name},{kind}"]
 
 
-def write_video(path: Path, *, seed: int = 0, frames: int = 16, fps: int = 4, size: tuple[int, int] = (112, 84)) -> Path:
+def write_video(
+    path: Path, *, seed: int = 0, frames: int = 16, fps: int = 4, size: tuple[int, int] = (112, 84)
+) -> Path:
     """Writes an H.264 mp4 of a square that moves over a gradient; ``size`` is (width, height) in pixels."""
     width, height = size
     path.parent.mkdir(parents=True, exist_ok=True)
