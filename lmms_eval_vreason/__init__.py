@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lmms_eval_vreason.decoding import Generation, Trace, VReason
 
 # Loaded on first use: lmms-eval imports every plugin's package at start, and torch takes seconds.
-_LAZY = {name: "lmms_eval_vreason.decoding" for name in ("VReason", "Generation", "Trace")}
+_LAZY = dict.fromkeys(("VReason", "Generation", "Trace"), "lmms_eval_vreason.decoding")
 
 __all__ = ["Generation", "Trace", "VReason", "__version__"]
 

@@ -1,4 +1,4 @@
-"""What lmms-eval reads at start to learn of the model class. Imports no torch: every lmms-eval run pays for this file."""
+"""What lmms-eval reads at start to learn of the model class. Imports no torch: every lmms-eval run pays for it."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

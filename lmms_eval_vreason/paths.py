@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for made data and journals: ``$LMMS_EVAL_VREASON_CACHE`` or ``~/.cache/lmms-eval-vreason``."""
+    """The user's cache for made data and journals: ``$LMMS_EVAL_VREASON_CACHE`` or ``~/.cache/lmms-eval-vreason``."""
     return Path(os.environ.get("LMMS_EVAL_VREASON_CACHE") or "~/.cache/lmms-eval-vreason").expanduser()
 
 

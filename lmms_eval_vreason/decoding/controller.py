@@ -1,0 +1,153 @@
+"""ΔV: one trainable value per entry of the value cache at the video tokens, and the optimiser that moves it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Over which of (tokens, kv_heads, head_dim) the norm of V is kept.
+NORM_DIMS: dict[str, tuple[int, ...]] = {"head": (-1,), "token": (-2, -1), "none": ()}
+
+
+def moved_values(values: Tensor, delta: Tensor, norm: str) -> Tensor:
+    """V_new = (V + ΔV) / ‖V + ΔV‖ · ‖V‖ (paper): the direction moves, the norm stays.
+
+    Args:
+        values: (tokens, kv_heads, head_dim), the cache as prefilled, V.
+        delta: The same shape, float32 or wider, ΔV.
+        norm: A key of ``NORM_DIMS``; ``none`` gives V + ΔV.
+
+    Returns:
+        V_new, the shape of ``values``, the dtype of ``delta``. Where ΔV is 0 it is V to the bit.
+    """
+    moved = values + delta
+    if dims := NORM_DIMS[norm]:
+        moved *= _norm(values.to(delta.dtype), dims) / _norm(moved, dims)
+    return moved
+
+
+def shift_gradient(values: Tensor, delta: Tensor, gradient: Tensor, norm: str) -> Tensor:
+    """dL/dΔV from dL/dV_new: (‖V‖/‖V+ΔV‖) (I - u uᵀ) dL/dV_new with u = (V+ΔV)/‖V+ΔV‖. Shapes as ``moved_values``."""
+    dims = NORM_DIMS[norm]
+    if not dims:
+        return gradient.to(delta.dtype)
+    moved = values + delta
+    length = _norm(moved, dims)
+    unit = moved.div_(length)
+    gradient = gradient - unit * (unit * gradient).sum(dims, keepdim=True)
+    return gradient.mul_(_norm(values.to(delta.dtype), dims) / length)
+
+
+def _norm(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    # A vector of zeros keeps its (zero) norm: 0 / tiny is 0, where 0 / 0 would be nan.
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+@dataclass
+class Sgd:
+    """ΔV ← ΔV - lr · gradient, for the samples that are active."""
+
+    learning_rate: float
+
+    def step(self, delta: Tensor, gradient: Tensor, rows: Tensor, active: Tensor) -> None:
+        """In place. ``delta``, ``gradient``: (tokens, kv_heads, head_dim); ``rows``: (tokens,) sample of each token;
+        ``active``: (batch,) 1.0 or 0.0; ``gradient`` is 0 for inactive samples."""
+        delta.add_(gradient, alpha=-self.learning_rate)
+
+    def state_bytes(self) -> int:
+        return 0
+
+
+class Adam:
+    """Adam (Kingma & Ba) with a step count of its own for each sample; an inactive sample's moments stay."""
+
+    def __init__(self, learning_rate: float, delta: Tensor, batch: int) -> None:
+        self.learning_rate, self.beta1, self.beta2, self.eps = learning_rate, 0.9, 0.999, 1e-8
+        self.mean = torch.zeros_like(delta)
+        self.square = torch.zeros_like(delta)
+        self.steps = torch.zeros(batch, dtype=delta.dtype, device=delta.device)
+
+    def step(self, delta: Tensor, gradient: Tensor, rows: Tensor, active: Tensor) -> None:
+        """As :meth:`Sgd.step`."""
+        self.steps += active
+        one = active[rows, None, None]
+        self.mean.lerp_(gradient, (1 - self.beta1) * one)
+        self.square.lerp_(gradient.square(), (1 - self.beta2) * one)
+        # An inactive sample that has never stepped would divide by 1 - β⁰ = 0.
+        steps = self.steps.clamp_min(1)
+        scale2 = (1 - self.beta2**steps).rsqrt()[rows, None, None]
+        rate = (self.learning_rate * active / (1 - self.beta1**steps))[rows, None, None]
+        denominator = self.square.sqrt().mul_(scale2).add_(self.eps)
+        delta.sub_(denominator.reciprocal_().mul_(self.mean).mul_(rate))
+
+    def state_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps))
+
+
+OPTIMIZERS: dict[str, Callable[[float, Tensor, int], "Adam | Sgd"]] = {
+    "adam": Adam,
+    "sgd": lambda learning_rate, delta, batch: Sgd(learning_rate),
+}
+
+
+class ValueCacheController:
+    """ΔV of one decoder layer for a batch: B independent controllers whose tokens lie packed in one tensor.
+
+    Losses add and gradients do not mix across samples, and the optimisers are element-wise, so a batch equals its
+    samples one by one. ΔV and the moments are float32 (float64 for a float64 cache): small steps add up here even where
+    a bf16 cache would round each of them away. The cache gets V_new from V and ΔV, never from its own rounded self.
+
+    Attributes:
+        rows, columns: (tokens,) sample and cache position of each video token.
+        original: (tokens, kv_heads, head_dim), V as prefilled, in the cache's dtype.
+        delta: The same shape, ΔV; starts at 0 (paper).
+    """
+
+    def __init__(
+        self, values: Tensor, video_mask: Tensor, *, optimizer: str, learning_rate: float, norm: str = "head"
+    ) -> None:
+        """Args: ``values`` (batch, kv_heads, tokens, head_dim), a value cache; ``video_mask`` (batch, tokens)."""
+        self.norm = norm
+        self.rows, self.columns = (index.to(values.device) for index in video_mask.nonzero(as_tuple=True))
+        self.batch = values.shape[0]
+        self.original = values[self.rows, :, self.columns]
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        self.delta = torch.zeros_like(self.original, dtype=dtype)
+        self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, self.batch)
+        self._original_norm = self._per_sample_norm(self.original.to(dtype))
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """dL/dΔV (tokens, kv_heads, head_dim) from dL/dV_cache (batch, kv_heads, tokens, head_dim)."""
+        packed = gradient[self.rows, :, self.columns].to(self.delta.dtype)
+        return shift_gradient(self.original, self.delta, packed, self.norm)
+
+    def gradient_norm(self, gradient: Tensor) -> Tensor:
+        """(batch,) L2 norm of each sample's dL/dΔV; not finite where any of its entries is not."""
+        return self._per_sample_norm(gradient)
+
+    def step(self, gradient: Tensor, active: Tensor) -> None:
+        """One optimiser step on the ``active`` (batch,) bool samples, from dL/dΔV; the others' state is not touched."""
+        gradient = gradient.masked_fill(~active[self.rows, None, None], 0.0)
+        self.optimizer.step(self.delta, gradient, self.rows, active.to(self.delta.dtype))
+
+    def reset(self, samples: Tensor) -> None:
+        """ΔV ← 0 for the ``samples`` (batch,) bool."""
+        self.delta.masked_fill_(samples[self.rows, None, None], 0.0)
+
+    def write(self, values: Tensor) -> None:
+        """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
+        values[self.rows, :, self.columns] = moved_values(self.original, self.delta, self.norm).to(values.dtype)
+
+    def shift(self) -> Tensor:
+        """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
+        return self._per_sample_norm(self.delta) / self._original_norm.clamp_min(torch.finfo(self.delta.dtype).tiny)
+
+    def state_bytes(self) -> int:
+        """Bytes this controller keeps between steps: V, ΔV, the optimiser's moments and the index."""
+        own = (self.original, self.delta, self.rows, self.columns, self._original_norm)
+        return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes()
+
+    def _per_sample_norm(self, x: Tensor) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=(1, 2)).square()
+        return squares.new_zeros(self.batch).index_add_(0, self.rows, squares).sqrt_()

@@ -1,0 +1,72 @@
+"""Entropy of the next token, its moving average and peak, and the policies that turn them into α."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy of softmax(logits), in nats.
+
+    Args:
+        logits: (batch, vocabulary), floating point; computed in float32 at least.
+
+    Returns:
+        (batch,) entropies, H = -Σ p log p (paper). A token of probability 0 counts as 0.
+    """
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    p = log_p.exp()
+    # A logit of -inf gives log_p = -inf and 0 · -inf = nan.
+    return -(p * log_p.masked_fill(p == 0, 0.0)).sum(dim=-1)
+
+
+def _gradient_kl_p_u(logits: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    p = log_p.exp()
+    log_p = log_p.masked_fill(p == 0, 0.0)
+    h = -(p * log_p).sum(dim=-1, keepdim=True)
+    return p * (log_p + h)
+
+
+def _gradient_kl_u_p(logits: Tensor) -> Tensor:
+    p = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return p - 1.0 / logits.shape[-1]
+
+
+# Gradient of the objective with respect to the logits, in closed form: (batch, vocabulary) → the same shape.
+# KL(p‖U) = log|V| - H(p), so its gradient is -dH/dlogits = p (log p + H); KL(U‖p) gives p - 1/|V|.
+OBJECTIVE_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl_p_u": _gradient_kl_p_u,
+    "kl_u_p": _gradient_kl_u_p,
+}
+
+
+@dataclass
+class EntropyAverage:
+    """The EMA of each sample's entropy and its running peak; all (batch,), float32, nats. Both start at 0 (paper)."""
+
+    decay: float
+    ema: Tensor
+    peak: Tensor
+
+    @classmethod
+    def start(cls, decay: float, batch: int, device: torch.device) -> "EntropyAverage":
+        """No token seen yet."""
+        return cls(decay, torch.zeros(batch, device=device), torch.zeros(batch, device=device))
+
+    def update(self, h: Tensor) -> None:
+        """H_ema ← β H_ema + (1-β) H, then peak ← max(peak, H_ema). A non-finite entropy leaves both as they are."""
+        h = h.to(self.ema.dtype)
+        self.ema = torch.where(h.isfinite(), self.decay * self.ema + (1.0 - self.decay) * h, self.ema)
+        self.peak = torch.maximum(self.peak, self.ema)
+
+
+# α of each sample from (ema, peak, coin), all (batch,). With the loss α · KL(p‖U), -1 lowers and +1 raises the entropy.
+POLICIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "switch": lambda ema, peak, coin: torch.where(ema < peak, -1.0, 1.0),
+    "minimize": lambda ema, peak, coin: torch.full_like(ema, -1.0),
+    "maximize": lambda ema, peak, coin: torch.ones_like(ema),
+    "random": lambda ema, peak, coin: coin,
+}

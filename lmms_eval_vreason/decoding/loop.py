@@ -1,0 +1,276 @@
+"""The decoding loop on transformers' ``custom_generate`` seam, and ``generate``, which carries it there.
+
+transformers prepares the inputs, the cache, the logits processors and the stopping criteria; the loop only decides how
+one token follows another. The model itself is not patched.
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from lmms_eval_vreason.decoding.config import VReason
+from lmms_eval_vreason.decoding.entropy import POLICIES, EntropyAverage, entropy
+from lmms_eval_vreason.decoding.pruning import prune_video_tokens
+from lmms_eval_vreason.decoding.steering import Steering, TailInputs, capturing, tail_mask
+from lmms_eval_vreason.decoding.support import check_cache, check_call, check_model
+from lmms_eval_vreason.decoding.trace import Trace, TraceRecorder
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What :func:`generate` returns.
+
+    Attributes:
+        sequences: (batch, prompt + generated tokens), as ``model.generate`` returns them.
+        traces: One a sample.
+    """
+
+    sequences: Tensor
+    traces: list[Trace]
+
+
+def generate(
+    model: PreTrainedModel,
+    method: VReason,
+    *,
+    generation_config: GenerationConfig | None = None,
+    streamer: BaseStreamer | None = None,
+    tokenizer: Any = None,
+    generators: Sequence[torch.Generator] | None = None,
+    **kwargs: Any,
+) -> Generation:
+    """``model.generate`` under V-Reason, for a batch of any size (left-padded).
+
+    Args:
+        model: A ``Qwen2_5_VLForConditionalGeneration``. It is left as it was, whatever happens.
+        method: The method's hyperparameters.
+        generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
+        tokenizer: Needed with ``stop_strings``.
+        generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
+            tokens do not depend on its neighbours.
+
+    Raises:
+        ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
+            layers cannot be steered.
+        TypeError: ``model`` is not a Qwen2.5-VL model.
+    """
+    check_model(model)
+    check_call(model, generation_config, kwargs)
+    loop = DecodingLoop(method, streamer=streamer, generators=generators)
+    if streamer is not None:
+        kwargs["streamer"] = streamer
+    generation_config = copy.deepcopy(generation_config)
+    _add_stop_strings(generation_config, tokenizer, kwargs)
+    with frozen(model):
+        sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
+    return Generation(sequences=sequences, traces=loop.traces)
+
+
+class DecodingLoop:
+    """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``."""
+
+    def __init__(
+        self,
+        method: VReason,
+        *,
+        streamer: BaseStreamer | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> None:
+        # transformers does not hand the streamer to a callable of one's own, so the object carries it.
+        self.method, self.streamer, self.generators = method, streamer, generators
+        self.steering: Steering | None = None
+        self._shift: Tensor | None = None
+        self.traces: list[Trace] = []
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
+        self._start(input_ids, generation_config)
+        pad_token = generation_config._pad_token_tensor if _has_end_token(stopping_criteria) else None
+        unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        lengths = torch.zeros_like(unfinished, dtype=torch.long)
+        outputs, tail = self._prefill(model, input_ids, generation_config, model_kwargs)
+        forward = compiled_forward(model, self.method, model_kwargs, generation_config)
+        token = 0
+        while True:
+            started = time.perf_counter()
+            due = self.steering is not None and self.method.is_due(token)
+            if token > 0:
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+                if due:
+                    outputs, tail = self.steering.forward(model, inputs)
+                else:
+                    outputs, tail = forward(**inputs, return_dict=True), None
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = self._steer(token, outputs.logits[:, -1], tail if due else None, unfinished)
+            del outputs, tail
+            # A copy in float32, as transformers makes it: processors may write into it.
+            scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
+            next_tokens = self._choose(logits_processor(input_ids, scores), generation_config.do_sample)
+            if pad_token is not None:
+                next_tokens = torch.where(unfinished, next_tokens, pad_token.to(next_tokens))
+            input_ids = torch.cat([input_ids, next_tokens[:, None]], dim=-1)
+            lengths += unfinished
+            unfinished = unfinished & ~stopping_criteria(input_ids, None)
+            if self.streamer is not None:
+                self.streamer.put(next_tokens.cpu())
+            done = not unfinished.any()
+            if token > 0:
+                self._recorder.add_seconds(time.perf_counter() - started, due)
+            token += 1
+            if done:
+                break
+        if self.streamer is not None:
+            self.streamer.end()
+        self.traces = self._recorder.traces(lengths.tolist(), self._video_tokens, self._notes())
+        return input_ids
+
+    def _start(self, input_ids: Tensor, generation_config: GenerationConfig) -> None:
+        batch, device = input_ids.shape[0], input_ids.device
+        if self.generators is not None and len(self.generators) != batch:
+            raise ValueError(f"{len(self.generators)} generators for a batch of {batch}: pass one a sample")
+        self._average = EntropyAverage.start(self.method.ema_decay, batch, device)
+        self._recorder = TraceRecorder()
+        # Every sample sees the same coins: a sample's α does not depend on its place in a batch.
+        tokens = generation_config.max_length - input_ids.shape[1]
+        coins = torch.rand(tokens, generator=torch.Generator().manual_seed(self.method.seed)) < 0.5
+        self._coins = torch.where(coins, 1.0, -1.0).to(device)
+
+    def _prefill(
+        self, model: PreTrainedModel, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict
+    ) -> tuple[Any, TailInputs]:
+        """Runs the prompt, prunes (Lite) and attaches the controllers. Changes ``model_kwargs`` when it prunes."""
+        method, tail = self.method, TailInputs()
+        with capturing_prefill(model, method, tail):
+            outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        cache, attention_mask = outputs.past_key_values, model_kwargs.get("attention_mask")
+        check_cache(cache)
+        video_mask = input_ids == model.config.video_token_id
+        if method.prune_ratio > 0 and video_mask.any():
+            video_mask, attention_mask = prune_video_tokens(
+                cache, video_mask, attention_mask, method.prune_ratio, method.prune_score, method.seed
+            )
+            model_kwargs["attention_mask"] = attention_mask
+        self._video_tokens = video_mask.sum(dim=1).tolist()
+        if method.steers and any(self._video_tokens):
+            self.steering = Steering(model, method, cache, video_mask)
+            if method.first_token:
+                cached = cache.layers[-1].values.shape[2]
+                kind = model.config._attn_implementation
+                tail.kwargs["attention_mask"] = tail_mask(attention_mask, cached, kind, tail.args[0].dtype)
+        return outputs, tail
+
+    def _steer(self, token: int, logits: Tensor, tail: TailInputs | None, unfinished: Tensor) -> Tensor:
+        """Updates the cache if the token is due, notes the trace, and gives the logits to choose from."""
+        if tail is not None and token == 0:
+            tail = self.steering.rerun(tail)
+            logits = tail.logits.detach()
+        h = entropy(logits).to(unfinished.device)
+        average = self._average
+        average.update(h)
+        update = None
+        if tail is not None:
+            alpha = POLICIES[self.method.policy](average.ema, average.peak, self._coins[token].expand_as(h))
+            update = self.steering.update(tail, alpha, unfinished & (h >= self.method.min_entropy))
+            self._shift = self.steering.shift()
+        nan, zero = torch.full_like(h, torch.nan), torch.zeros_like(h)
+        self._recorder.add(
+            entropy=h,
+            ema=average.ema,
+            peak=average.peak,
+            alpha=zero if update is None else update.alpha,
+            entropy_change=nan if update is None else update.entropy_change,
+            shift=zero if self._shift is None else self._shift,
+            grad_norm=nan if update is None else update.grad_norm,
+        )
+        return logits if update is None or update.logits is None else update.logits
+
+    def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
+        if not do_sample:
+            return scores.argmax(dim=-1)
+        probabilities = scores.softmax(dim=-1)
+        if self.generators is None:
+            return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        rows = zip(probabilities, self.generators, strict=True)
+        return torch.cat([torch.multinomial(row, num_samples=1, generator=generator) for row, generator in rows])
+
+    def _notes(self) -> list[str]:
+        method = self.method
+        if method.policy == "off":
+            reason = "the policy is off"
+        elif not method.steers:
+            reason = "the learning rate is 0"
+        else:
+            reason = (
+                f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
+            )
+        healthy = self.steering.healthy.tolist() if self.steering is not None else [True] * len(self._video_tokens)
+        return [
+            "the prompt has no video tokens" if not n else reason if ok else "a gradient was not finite"
+            for n, ok in zip(self._video_tokens, healthy, strict=True)
+        ]
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Within it no parameter of ``model`` requires a gradient, so that autograd records nothing but the tail."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def capturing_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs):
+    """Captures the prefill's tail if the method updates on the first token; else does nothing."""
+    if not (method.steers and method.first_token):
+        return nullcontext()
+    return capturing(model.model.language_model.layers[-method.layers], model.get_output_embeddings(), tail)
+
+
+def compiled_forward(model: PreTrainedModel, method: VReason, model_kwargs: dict, config: GenerationConfig):
+    """The forward of ordinary steps: compiled where transformers would compile it, unless ``compile='off'``."""
+    if method.compile != "off" and model._valid_auto_compile_criteria(model_kwargs, config):
+        return model.get_compiled_call(config.compile_config)
+    return model
+
+
+def _has_end_token(stopping_criteria: StoppingCriteriaList) -> bool:
+    return any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
+
+
+def _add_stop_strings(generation_config: GenerationConfig | None, tokenizer: Any, kwargs: dict[str, Any]) -> None:
+    # transformers keeps the tokenizer from a callable of one's own as well, and then refuses stop strings.
+    strings = kwargs.pop("stop_strings", None) or getattr(generation_config, "stop_strings", None)
+    if not strings:
+        return
+    if tokenizer is None:
+        raise ValueError("stop_strings need the tokenizer: pass tokenizer=processor.tokenizer")
+    if generation_config is not None:
+        generation_config.stop_strings = None
+    criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+    kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, strings)])

@@ -1,0 +1,249 @@
+"""Where the controller meets a live model: the last layers' caches, the gradient, the re-run of the tail.
+
+The controller *is* the cache: V_new is written into the last layer's value cache, so every ordinary step runs the
+untouched forward. A due step runs the model's own forward under grad mode with frozen weights while the last cache
+layer hands out its values as an autograd leaf: nothing before that leaf is recorded, and attention stays upstream's.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.utils import ModelOutput
+
+from lmms_eval_vreason.decoding.config import VReason
+from lmms_eval_vreason.decoding.controller import ValueCacheController
+from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy
+
+
+@dataclass
+class TailInputs:
+    """What a due forward leaves behind: all that is needed to differentiate its tail and to run it again.
+
+    Attributes:
+        args, kwargs: What the first steered decoder layer was called with, cut to the last position.
+        hidden: (batch, 1, hidden_size), what the head was called with.
+        logits: (batch, vocabulary), the last position's, with their graph.
+        leaves: One (batch, kv_heads, tokens, head_dim) tensor a steered layer: its cached values, requiring grad.
+    """
+
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+    leaves: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one due step did; all (batch,), but ``logits`` (batch, vocabulary): the refreshed ones, or None."""
+
+    alpha: Tensor
+    entropy_change: Tensor
+    grad_norm: Tensor
+    logits: Tensor | None
+
+
+class Steering:
+    """The controllers of a batch, attached to one generation's cache."""
+
+    def __init__(self, model: PreTrainedModel, method: VReason, cache: Cache, video_mask: Tensor) -> None:
+        """Args: ``cache``, prefilled; ``video_mask`` (batch, tokens) bool over the cache's tokens."""
+        self.method = method
+        self.text_model: nn.Module = model.model.language_model
+        self.head: nn.Module = model.get_output_embeddings()
+        self.layers = list(self.text_model.layers[-method.layers :])
+        self.cache_layers = cache.layers[-method.layers :]
+        self.controllers = [
+            ValueCacheController(
+                layer.values,
+                video_mask,
+                optimizer=method.optimizer,
+                learning_rate=method.learning_rate,
+                norm=method.norm,
+            )
+            for layer in self.cache_layers
+        ]
+        # A sample whose gradient was once not finite decodes on as the base model.
+        self.healthy = video_mask.any(dim=1)
+
+    def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
+        """The model's own forward for one token, recorded from the steered caches on, and what :meth:`update` needs."""
+        with self._recording(append=True) as tail:
+            outputs = model(**inputs, return_dict=True)
+            # Sliced in here: a slice taken under no_grad has no graph.
+            tail.logits = outputs.logits[:, -1]
+        return outputs, tail
+
+    def rerun(self, tail: TailInputs) -> TailInputs:
+        """Runs the steered layers and the head again on the caches as they are now, recording a new graph."""
+        with self._recording(append=False) as again:
+            again.logits = self._run_tail(tail)
+        return again
+
+    @contextmanager
+    def _recording(self, append: bool) -> Iterator[TailInputs]:
+        tail = TailInputs()
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(capturing(self.layers[0], self.head, tail))
+            for layer in self.cache_layers:
+                stack.enter_context(_updating(layer, append=append, leaves=tail.leaves))
+            yield tail
+
+    def update(self, tail: TailInputs, alpha: Tensor, active: Tensor) -> Update:
+        """Moves ΔV of the ``active`` samples, writes V_new into the cache and, if asked, refreshes the logits.
+
+        Args:
+            tail: From :meth:`forward` or :meth:`rerun`.
+            alpha: (batch,), -1 or +1.
+            active: (batch,) bool: unfinished and not too certain.
+        """
+        logits = tail.logits.detach()
+        before, grad_norm = entropy(logits).to(active.device), None
+        active = active & self.healthy
+        for remaining in reversed(range(self.method.steps_per_update)):
+            norm = self._optimizer_step(tail, alpha, active)
+            grad_norm = norm if grad_norm is None else grad_norm
+            active = active & self.healthy
+            if remaining:
+                tail = self.rerun(tail)
+        nan = torch.full_like(before, torch.nan)
+        refreshed = self._refresh(tail) if self.method.refresh else None
+        change = nan if refreshed is None else entropy(refreshed) - before
+        return Update(
+            alpha=torch.where(active, alpha, 0.0),
+            entropy_change=torch.where(active, change, nan),
+            grad_norm=torch.where(active, grad_norm, nan),
+            logits=refreshed if refreshed is None else torch.where(active[:, None], refreshed, logits),
+        )
+
+    def shift(self) -> Tensor:
+        """(batch,) ‖ΔV‖ / ‖V‖; the mean over layers where several are steered."""
+        device = self.healthy.device
+        return torch.stack([controller.shift().to(device) for controller in self.controllers]).mean(dim=0)
+
+    def state_bytes(self) -> int:
+        """Bytes that the controllers keep between steps."""
+        return sum(controller.state_bytes() for controller in self.controllers)
+
+    def _optimizer_step(self, tail: TailInputs, alpha: Tensor, active: Tensor) -> Tensor:
+        weights = torch.where(active, alpha, 0.0)
+        cache_gradients = self._cache_gradients(tail, weights)
+        gradients = [c.gradient(g) for c, g in zip(self.controllers, cache_gradients, strict=True)]
+        device = active.device
+        norms = [c.gradient_norm(g).to(device) for c, g in zip(self.controllers, gradients, strict=True)]
+        norm = torch.stack(norms).square().sum(dim=0).sqrt()
+        broken = active & ~norm.isfinite()
+        self.healthy = self.healthy & ~broken
+        for controller, gradient, layer in zip(self.controllers, gradients, self.cache_layers, strict=True):
+            controller.step(gradient, (active & ~broken).to(gradient.device))
+            controller.reset(broken.to(gradient.device))
+            controller.write(layer.values)
+        return norm
+
+    def _cache_gradients(self, tail: TailInputs, weights: Tensor) -> tuple[Tensor, ...]:
+        """d(Σ weights · objective)/d(leaves). The vocabulary's part is closed form, the rest autograd's."""
+        with torch.no_grad():
+            gradient = OBJECTIVE_GRADIENTS[self.method.objective](tail.logits)
+            gradient *= weights[:, None]
+            if not self.method.head_topk:
+                return torch.autograd.grad(tail.logits, tail.leaves, gradient.to(tail.logits.dtype))
+            top = tail.logits.topk(min(self.method.head_topk, tail.logits.shape[-1]), dim=-1).indices
+            rows = self.head.weight[top.to(self.head.weight.device)]
+            hidden_gradient = torch.einsum("bn,bnh->bh", gradient.gather(1, top).to(rows), rows)
+            return torch.autograd.grad(tail.hidden, tail.leaves, hidden_gradient[:, None].to(tail.hidden))
+
+    def _run_tail(self, tail: TailInputs) -> Tensor:
+        hidden = tail.args[0]
+        for layer in self.layers:
+            hidden = layer(hidden, *tail.args[1:], **tail.kwargs)
+        return self.head(self.text_model.norm(hidden))[:, -1].to(self.healthy.device)
+
+    @torch.no_grad()
+    def _refresh(self, tail: TailInputs) -> Tensor:
+        with ExitStack() as stack:
+            for layer in self.cache_layers:
+                stack.enter_context(_updating(layer, append=False, leaves=None))
+            return self._run_tail(tail)
+
+
+@contextmanager
+def capturing(first_layer: nn.Module, head: nn.Module, tail: TailInputs) -> Iterator[None]:
+    """Notes, in ``tail``, what the first steered layer and the head are called with, cut to the last position."""
+
+    def note_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        cos, sin = kwargs["position_embeddings"]
+        ids = kwargs.get("position_ids")
+        tail.args = (args[0][:, -1:].detach(), *args[1:])
+        tail.kwargs = {
+            **kwargs,
+            "position_embeddings": (cos[..., -1:, :], sin[..., -1:, :]),
+            "position_ids": None if ids is None else ids[..., -1:],
+        }
+
+    def note_head(module: nn.Module, args: tuple) -> None:
+        tail.hidden = args[0][:, -1:]
+
+    handles = [
+        first_layer.register_forward_pre_hook(note_layer, with_kwargs=True, prepend=True),
+        head.register_forward_pre_hook(note_head, prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _updating(layer: CacheLayerMixin, *, append: bool, leaves: list[Tensor] | None) -> Iterator[None]:
+    """Within it the cache layer's ``update`` hands out its values as an autograd leaf (noted in ``leaves``, if given)
+    and, with ``append=False``, overwrites the last positions instead of growing."""
+
+    def update(keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        tokens = keys.shape[-2]
+        with torch.no_grad():
+            if append:
+                type(layer).update(layer, keys.detach(), values.detach(), *args, **kwargs)
+            last = torch.arange(-tokens, 0, device=keys.device) + layer.get_seq_length()
+            if not append:
+                layer.keys.index_copy_(2, last, keys.detach())
+                layer.values.index_copy_(2, last, values.detach())
+        if leaves is None:
+            return layer.keys, layer.values
+        leaf = layer.values.detach().requires_grad_()
+        leaves.append(leaf)
+        if not values.requires_grad:
+            return layer.keys, leaf
+        # An earlier steered layer moves this token's own key and value: its gradient goes through them as well.
+        return layer.keys.detach().index_copy(2, last, keys), leaf.index_copy(2, last, values)
+
+    layer.update = update
+    try:
+        yield
+    finally:
+        del layer.update
+
+
+def tail_mask(attention_mask: Tensor | None, cached_tokens: int, attn_implementation: str, dtype: torch.dtype):
+    """The attention mask of one query, the last token, over a cache of ``cached_tokens``.
+
+    Args:
+        attention_mask: (batch, tokens) or None where nothing is padded.
+
+    Returns:
+        None where every cached entry may be seen; else (batch, 1, 1, cached_tokens), bool for sdpa and additive for
+        eager, or the two-dimensional mask for flash attention.
+    """
+    if attention_mask is None or "flash" in attn_implementation:
+        return attention_mask
+    seen = nn.functional.pad(attention_mask.bool(), (0, cached_tokens - attention_mask.shape[1]))[:, None, None]
+    if attn_implementation == "sdpa":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

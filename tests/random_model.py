@@ -1,0 +1,95 @@
+"""Random Qwen2.5-VL models in memory and inputs for them: the decoding core's tests need no tokenizer and no files."""
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+VISION_START, VISION_END, VIDEO, IMAGE, PAD, END = 60, 61, 62, 63, 64, 65
+VOCABULARY = 96
+PATCH = 3 * 2 * 14 * 14
+
+
+def random_model(*, layers: int = 3, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0):
+    """A model whose next-token entropies spread over about 0.5 to 4 nats, so that every policy has something to do."""
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": END,
+            "pad_token_id": PAD,
+            "initializer_range": 0.25,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 48,
+            "fullatt_block_indexes": [1],
+            "window_size": 112,
+            "tokens_per_second": 2,
+        },
+        video_token_id=VIDEO,
+        image_token_id=IMAGE,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval()
+    model.generation_config.eos_token_id = END
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def prompt(*, videos=((2, 4, 4),), images=(), text: int = 6, seed: int = 0) -> dict:
+    """One prompt: its token ids, token types and pixel patches. Grids are (time, height, width) in patches."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, types = [], []
+    for token, kind, grids in ((IMAGE, 1, images), (VIDEO, 2, videos)):
+        for t, h, w in grids:
+            count = t * h * w // 4
+            ids += [VISION_START, *[token] * count, VISION_END]
+            types += [0, *[kind] * count, 0]
+    words = torch.randint(0, 60, (text,), generator=generator).tolist()
+
+    def patches(grids):
+        return torch.randn(sum(t * h * w for t, h, w in grids), PATCH, generator=generator)
+
+    return {
+        "ids": ids + words,
+        "types": types + [0] * text,
+        "images": list(images),
+        "videos": list(videos),
+        "pixel_values": patches(images),
+        "pixel_values_videos": patches(videos),
+    }
+
+
+def batch(prompts: list[dict], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Keyword arguments of ``model.generate`` for the prompts, padded on the left."""
+    length = max(len(p["ids"]) for p in prompts)
+    pads = [length - len(p["ids"]) for p in prompts]
+    inputs = {
+        "input_ids": torch.tensor([[PAD] * n + p["ids"] for n, p in zip(pads, prompts, strict=True)]),
+        "attention_mask": torch.tensor([[0] * n + [1] * (length - n) for n in pads]),
+        "mm_token_type_ids": torch.tensor([[0] * n + p["types"] for n, p in zip(pads, prompts, strict=True)]),
+    }
+    for kind, pixels, grid in (
+        ("images", "pixel_values", "image_grid_thw"),
+        ("videos", "pixel_values_videos", "video_grid_thw"),
+    ):
+        grids = [g for p in prompts for g in p[kind]]
+        if grids:
+            inputs[pixels] = torch.cat([p[pixels] for p in prompts]).to(dtype)
+            inputs[grid] = torch.tensor(grids)
+    if "video_grid_thw" in inputs:
+        inputs["second_per_grid_ts"] = torch.ones(len(inputs["video_grid_thw"]))
+    return inputs
