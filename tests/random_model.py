@@ -1,7 +1,15 @@
 """Random Qwen2.5-VL models in memory and inputs for them: the decoding core's tests need no tokenizer and no files."""
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from torch import Tensor, nn
+from transformers import LogitsProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+
+from lmms_eval_vreason import VReason
+from lmms_eval_vreason.decoding.loop import DecodingLoop, frozen
+
+# Matrices this small are slower on two threads than on one.
+torch.set_num_threads(1)
 
 VISION_START, VISION_END, VIDEO, IMAGE, PAD, END = 60, 61, 62, 63, 64, 65
 VOCABULARY = 96
@@ -93,3 +101,39 @@ def batch(prompts: list[dict], dtype: torch.dtype = torch.float32) -> dict[str, 
     if "video_grid_thw" in inputs:
         inputs["second_per_grid_ts"] = torch.ones(len(inputs["video_grid_thw"]))
     return inputs
+
+
+def steer(model, method: VReason, **kwargs) -> tuple[Tensor, DecodingLoop]:
+    """``method.generate``, but for the loop, whose ``steering`` still holds the controllers and the cache."""
+    loop = DecodingLoop(method)
+    with frozen(model):
+        sequences = model.generate(custom_generate=loop, **kwargs)
+    return sequences, loop
+
+
+def with_double_norms(model):
+    """transformers' RMSNorm rounds to float32; exact gradients in float64 need one that does not."""
+    for module in list(model.model.language_model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Qwen2_5_VLRMSNorm):
+                norm = nn.RMSNorm(child.weight.numel(), eps=child.variance_epsilon, dtype=child.weight.dtype)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model
+
+
+class Forced(LogitsProcessor):
+    """Makes ``generate`` choose the given tokens, (batch, new tokens), and notes the logits it was shown."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens, self.logits = tokens, []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self.tokens[:, len(self.logits)]
+        self.logits.append(scores.clone())
+        return torch.full_like(scores, -1e9).scatter_(1, chosen[:, None], 0.0)
+
+
+def forced_tokens(rows: int, count: int, seed: int = 0) -> Tensor:
+    """Random words, (rows, count): none of them ends the text or means anything to the model."""
+    return torch.randint(0, 60, (rows, count), generator=torch.Generator().manual_seed(seed))
