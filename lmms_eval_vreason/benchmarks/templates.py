@@ -1,0 +1,93 @@
+"""Prompt templates: YAML files of one ``prompt`` and one sentence an answer type, known by their digest."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from string import Formatter
+
+import yaml
+
+PROTOCOL_VERSION = 1.0
+TEMPLATE_VARIABLE = "LMMS_EVAL_VREASON_TEMPLATE"
+ANSWER_TYPES = ("choice", "label", "number", "yes_no", "open")
+_FIELDS = {"question", "answer_type"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt template.
+
+    Attributes:
+        name: the file's stem.
+        prompt: text with the fields ``{question}`` (with its options) and, if wanted, ``{answer_type}``.
+        answer_type: one sentence for each of ``ANSWER_TYPES``.
+        digest: first 12 hex digits of the SHA-256 of everything above but the name.
+    """
+
+    name: str
+    prompt: str
+    answer_type: dict[str, str]
+    digest: str
+
+    def render(self, question: str, kind: str) -> str:
+        """The prompt of one question whose answer is of ``kind``."""
+        return self.prompt.format(question=question, answer_type=self.answer_type[kind])
+
+
+def cot_template() -> Template:
+    """The template of the group ``vreason``: the file that ``$LMMS_EVAL_VREASON_TEMPLATE`` names, or this package's."""
+    return load_template(os.environ.get(TEMPLATE_VARIABLE) or _packaged("cot"))
+
+
+def direct_template() -> Template:
+    """The template of the group ``vreason_direct``."""
+    return load_template(_packaged("direct"))
+
+
+@cache
+def load_template(path: str | Path) -> Template:
+    """Reads and checks a template file.
+
+    Raises:
+        ValueError: the file is not such a mapping, a field is unknown or missing, or an answer type has no sentence.
+        OSError: the file cannot be read.
+    """
+    path = Path(path).expanduser()
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or set(content) != {"prompt", "answer_type"}:
+        raise ValueError(f"template {path}: expected exactly the keys 'prompt' and 'answer_type'")
+    prompt, sentences = content["prompt"], content["answer_type"]
+    if not isinstance(prompt, str) or not isinstance(sentences, dict):
+        raise ValueError(f"template {path}: 'prompt' must be text and 'answer_type' a mapping")
+    if missing := [kind for kind in ANSWER_TYPES if not isinstance(sentences.get(kind), str)]:
+        raise ValueError(f"template {path}: no sentence for the answer type {', '.join(missing)}")
+    _check_fields(path, prompt)
+    sentences = {kind: sentences[kind] for kind in ANSWER_TYPES}
+    digest = hashlib.sha256("\0".join([prompt, *sentences.values()]).encode()).hexdigest()[:12]
+    return Template(path.stem, prompt, sentences, digest)
+
+
+def _check_fields(path: Path, prompt: str) -> None:
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(prompt) if field is not None}
+    except ValueError as error:
+        raise ValueError(f"template {path}: {error}; write a literal brace as '{{{{' or '}}}}'") from error
+    if unknown := fields - _FIELDS:
+        raise ValueError(f"template {path}: unknown field {sorted(unknown)}; the fields are {sorted(_FIELDS)}")
+    if "question" not in fields:
+        raise ValueError(f"template {path}: the prompt lacks the field {{question}}")
+
+
+def __getattr__(name: str) -> dict[str, object]:
+    """``cot_metadata`` and ``direct_metadata``: what a task file records of its template, read when the file is."""
+    makers = {"cot_metadata": cot_template, "direct_metadata": direct_template}
+    if name not in makers:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    template = makers[name]()
+    return {"version": PROTOCOL_VERSION, "template": template.name, "template_digest": template.digest}
+
+
+def _packaged(name: str) -> Path:
+    return Path(__file__).parent / "templates" / f"{name}.yaml"
