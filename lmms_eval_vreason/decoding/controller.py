@@ -23,7 +23,7 @@ def moved_values(values: Tensor, delta: Tensor, norm: str) -> Tensor:
     """
     moved = values + delta
     if dims := NORM_DIMS[norm]:
-        moved *= _norm(values.to(delta.dtype), dims) / _norm(moved, dims)
+        moved *= _norm(values.to(delta.dtype), dims) / _divisor(_norm(moved, dims))
     return moved
 
 
@@ -33,15 +33,19 @@ def shift_gradient(values: Tensor, delta: Tensor, gradient: Tensor, norm: str) -
     if not dims:
         return gradient.to(delta.dtype)
     moved = values + delta
-    length = _norm(moved, dims)
+    length = _divisor(_norm(moved, dims))
     unit = moved.div_(length)
     gradient = gradient - unit * (unit * gradient).sum(dims, keepdim=True)
     return gradient.mul_(_norm(values.to(delta.dtype), dims) / length)
 
 
 def _norm(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+
+
+def _divisor(norm: Tensor) -> Tensor:
     # A vector of zeros keeps its (zero) norm: 0 / tiny is 0, where 0 / 0 would be nan.
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
 @dataclass
