@@ -21,7 +21,7 @@ TEMPORAL_PATCH_SIZE = 2
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 12845056
 
-# What Qwen2.5-VL's template does: a default system turn, vision placeholders inside a user's turn, an optional numbering
+# What Qwen2.5-VL's template does: a default system turn, vision placeholders inside a turn, an optional numbering
 # of pictures and videos, and an open assistant turn when a generation is asked for.
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(pictures=0, videos=0) -%}

@@ -38,12 +38,12 @@ many more most than other all only there that this these one both then so now wh
 looks count total step times time moment moments again never always same different Think think thinking inside tags give
 answer Answer letter option options right wrong not no yes none nothing The It So I Then At Let me us First Now After In
 There They every each as are were has have which who where what how question Picture Video full frame scene
-""".split()
+"""
 
 
 def words() -> list[str]:
     """Every word of the shapes world, in a fixed order; each becomes one token with and without a space before it."""
-    listed = [*COLOURS, *SHAPES, *DIRECTIONS, *ROWS, *COLUMNS, *NUMBERS, *_OTHER_WORDS]
+    listed = [*COLOURS, *SHAPES, *DIRECTIONS, *ROWS, *COLUMNS, *NUMBERS, *_OTHER_WORDS.split()]
     return list(dict.fromkeys(listed))
 
 

@@ -1,0 +1,149 @@
+"""Training batches: several questions a clip, whose video and shared prefix are computed once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lmms_eval_vreason.shapes.questions import KINDS, LETTERS, Question, ask
+from lmms_eval_vreason.shapes.render import render, sampled
+from lmms_eval_vreason.shapes.vocabulary import words
+from lmms_eval_vreason.shapes.world import RECIPES, Scene, make_scene
+
+QUESTIONS_A_CLIP = 3
+_RECIPE_SHARES = (0.3, 0.25, 0.25, 0.2)  # move, race, order, vanish
+_DIRECT_SHARE = 0.08
+_PIXEL_NOISE = 4.0  # standard deviation in grey levels: about what H.264 adds
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Token rows that follow a shared prefix, right-padded.
+
+    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 outside the response; ``clip`` gives each row's clip.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    clip: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pixels of some clips as the processor gives them, and the segments asked about them in groups of like length."""
+
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+    groups: list[Segments]
+
+
+class Layout:
+    """The chat template cut at the end of the video: the shared prefix, and what surrounds a prompt after it."""
+
+    def __init__(self, processor, pixels: np.ndarray):
+        """``pixels``: the frames of any clip, ``(8, 84, 84, 3)``; all clips have its shape."""
+        self.processor = processor
+        content = [{"type": "video"}, {"type": "text", "text": "\0"}]
+        chat = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        before, self.after_prompt = text.split("\0")
+        inputs = self.encode_videos([pixels])
+        tokens = int(inputs["video_grid_thw"].prod()) // processor.video_processor.merge_size**2
+        before = before.replace(processor.video_token, processor.video_token * tokens)
+        self.prefix = torch.tensor(processor.tokenizer(before)["input_ids"])
+
+    def encode_videos(self, clips: list[np.ndarray]):
+        return self.processor.video_processor(
+            videos=[torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+
+    def segment(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """Ids and labels of one prompt and response, ended by ``<|im_end|>``."""
+        tokenizer = self.processor.tokenizer
+        asked = tokenizer(prompt + self.after_prompt)["input_ids"]
+        said = [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
+        return asked + said, [_IGNORED] * len(asked) + said
+
+
+def _pad(rows: list[tuple[list[int], list[int]]], clips: list[int], pad: int) -> Segments:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([labels + [_IGNORED] * (longest - len(labels)) for _, labels in rows])
+    return Segments(ids, labels, torch.tensor(clips))
+
+
+def questions_on(scene: Scene, recipe: str, rng: np.random.Generator) -> list[Question]:
+    """Three questions: first what the recipe is for, then what any scene can be asked."""
+    allowed = [kind for kind, (_, recipes) in KINDS.items() if recipe in recipes]
+    special = [kind for kind in allowed if len(KINDS[kind][1]) == 1]
+    general = [kind for kind in allowed if kind not in special]
+    kinds = [*special, *rng.permutation(general * QUESTIONS_A_CLIP).tolist()]
+    asked = (ask(scene, kind, rng) for kind in kinds)
+    return [question for question in asked if question is not None][:QUESTIONS_A_CLIP]
+
+
+def video_batch(layout: Layout, rng: np.random.Generator, clips: int, groups: int = 3) -> Batch:
+    """A batch of ``clips`` training clips with three questions each, in ``groups`` of like length."""
+    frames, rows = [], []
+    for clip in range(clips):
+        recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
+        scene = make_scene(rng, recipe, "train")
+        pixels = render(scene, rng).astype(np.float32)
+        pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * _PIXEL_NOISE
+        frames.append(sampled(pixels.clip(0, 255).astype(np.uint8)))
+        for question in questions_on(scene, recipe, rng):
+            direct = bool(rng.random() < _DIRECT_SHARE)
+            rows.append((clip, layout.segment(question.prompt(direct=direct), question.response(direct=direct))))
+    rows.sort(key=lambda row: len(row[1][0]))
+    size = -(-len(rows) // groups)
+    pad = layout.processor.tokenizer.pad_token_id
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    videos = layout.encode_videos(frames)
+    return Batch(
+        videos["pixel_values_videos"],
+        videos["video_grid_thw"],
+        [_pad([row for _, row in part], [clip for clip, _ in part], pad) for part in parts],
+    )
+
+
+def _any_words(rng: np.random.Generator) -> Question:
+    """A question without sense: four different words out of all, so that only looking at the options can help."""
+    options = tuple(rng.choice(words(), size=len(LETTERS), replace=False).tolist())
+    return Question("any", "Which?", options, 0, "")
+
+
+def _any_question(rng: np.random.Generator) -> Question:
+    """A real question on some scene."""
+    question = None
+    while question is None:
+        kind = list(KINDS)[rng.integers(len(KINDS))]
+        recipes = KINDS[kind][1]
+        question = ask(make_scene(rng, recipes[rng.integers(len(recipes))], "train"), kind, rng)
+    return question
+
+
+def _repeat(layout: Layout, rng: np.random.Generator, length: int = 60) -> tuple[list[int], list[int]]:
+    """Random words twice over; the second time is to be foretold."""
+    ids = layout.processor.tokenizer(" ".join(rng.choice(words(), size=length)))["input_ids"]
+    return ids + ids, [_IGNORED] * (len(ids) + 1) + ids[1:]
+
+
+def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, look_ups: int = 8) -> Segments:
+    """Text alone: options, then a random option and its letter, several times over.
+
+    Looking a letter up is what a tiny model learns last, after a long plateau. Many look-ups a row shorten it, and so do
+    options out of all words and rows that merely repeat themselves: they reward looking back from the first step.
+    """
+    segments = []
+    for row in range(rows):
+        if row % 4 == 0:
+            segments.append(_repeat(layout, rng))
+            continue
+        question = _any_words(rng) if row % 2 else _any_question(rng)
+        chosen = rng.integers(len(LETTERS), size=look_ups).tolist()
+        said = [Question(question.kind, "", question.options, index, "").response() for index in chosen]
+        segments.append(layout.segment(question.prompt(), "".join(said)))
+    return _pad(segments, [0] * rows, layout.processor.tokenizer.pad_token_id)

@@ -1,0 +1,113 @@
+"""Held-out accuracy of a shapes checkpoint, by kind of question."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers.video_utils import VideoMetadata
+
+from lmms_eval_vreason.shapes.questions import KINDS, Question, ask
+from lmms_eval_vreason.shapes.render import render, sampled
+from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
+
+_WELL_FORMED = re.compile(r"<think>[^<]+</think><answer>([A-D])</answer>")
+MAX_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Item:
+    """One held-out question: its scene, the question, and the pictures of the clip ``(4, 84, 84, 3)``."""
+
+    index: int
+    scene: Scene
+    question: Question
+    pictures: np.ndarray
+
+
+def make_item(split: str, index: int) -> Item:
+    """Question ``index`` of a split: the same on every machine; kinds take turns."""
+    rng = np.random.default_rng([list(SPLITS).index(split), index])
+    kind = list(KINDS)[index % len(KINDS)]
+    recipes = KINDS[kind][1]
+    question = None
+    while question is None:
+        scene = make_scene(rng, recipes[rng.integers(len(recipes))], split)
+        question = ask(scene, kind, rng)
+    return Item(index, scene, question, render(scene, rng))
+
+
+def make_items(split: str, count: int) -> list[Item]:
+    """The first ``count`` questions of a split."""
+    return [make_item(split, index) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found: all figures are shares of the questions, ``texts`` the raw outputs."""
+
+    accuracy: float
+    by_kind: dict[str, float]
+    format_valid: float
+    texts: list[str]
+    right: list[bool]
+
+
+def prepare(processor, items: Sequence[Item], frames: Sequence[np.ndarray], *, direct: bool = False):
+    """The processor's inputs, left-padded, for items with given frames of ``(8, 84, 84, 3)`` at 2 a second."""
+    texts = []
+    for item in items:
+        content = [{"type": "video"}, {"type": "text", "text": item.question.prompt(direct=direct)}]
+        chat = [{"role": "user", "content": content}]
+        texts.append(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    metadata = [VideoMetadata(total_num_frames=len(f), fps=2.0, frames_indices=list(range(len(f)))) for f in frames]
+    return processor(
+        text=texts,
+        videos=[torch.from_numpy(f).permute(0, 3, 1, 2) for f in frames],
+        video_metadata=metadata,
+        do_sample_frames=False,
+        padding=True,
+        return_tensors="pt",
+    )
+
+
+def read_answer(text: str) -> str | None:
+    """The letter of a well-formed output, else None."""
+    found = _WELL_FORMED.fullmatch(text.strip())
+    return found.group(1) if found else None
+
+
+def evaluate(
+    model,
+    processor,
+    items: Sequence[Item],
+    *,
+    frames: Sequence[np.ndarray] | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Result:
+    """Greedy answers of ``model`` to ``items``.
+
+    Args:
+        frames: what the model sees instead of the items' own pictures (clips read back from files, other clips).
+        batch_size: questions at once.
+    """
+    frames = frames if frames is not None else [sampled(item.pictures) for item in items]
+    texts: list[str] = []
+    for start in tqdm(range(0, len(items), batch_size), desc="evaluating", disable=not progress):
+        part = slice(start, start + batch_size)
+        inputs = prepare(processor, items[part], frames[part])
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        texts += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answers = [read_answer(text) for text in texts]
+    right = [answer == item.question.letter for answer, item in zip(answers, items, strict=True)]
+    by_kind = {
+        kind: float(np.mean(found))
+        for kind in KINDS
+        if (found := [hit for hit, item in zip(right, items, strict=True) if item.question.kind == kind])
+    }
+    valid = float(np.mean([answer is not None for answer in answers]))
+    return Result(float(np.mean(right)), by_kind, valid, texts, right)

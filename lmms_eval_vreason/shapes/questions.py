@@ -1,0 +1,171 @@
+"""Questions on a scene: four options in random order, and the short chain of thought that leads to the answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, NUMBERS, SHAPES
+from lmms_eval_vreason.shapes.world import Scene, Thing, cell_name
+
+LETTERS = ("A", "B", "C", "D")
+OPENINGS = ("I see", "Look:", "There are")
+THINK_INSTRUCTION = "Think inside <think> </think>, answer inside <answer> </answer>."
+DIRECT_INSTRUCTION = "Give only the letter."
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: its kind, text, four options, the right option's index, and the reasons for it."""
+
+    kind: str
+    text: str
+    options: tuple[str, ...]
+    answer: int
+    reasons: str
+
+    @property
+    def letter(self) -> str:
+        return LETTERS[self.answer]
+
+    def prompt(self, *, direct: bool = False) -> str:
+        """Question, options and instruction, as the user's turn says them after the video."""
+        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)]
+        return "\n".join([self.text, *lines, DIRECT_INSTRUCTION if direct else THINK_INSTRUCTION])
+
+    def response(self, *, direct: bool = False) -> str:
+        """What the model should say."""
+        if direct:
+            return self.letter
+        conclusion = f"So it is {self.options[self.answer]}."
+        return f"<think>{self.reasons} {conclusion}</think><answer>{self.letter}</answer>"
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A question before its options are drawn: ``near`` are wrong options to be taken before those of ``far``."""
+
+    text: str
+    answer: str
+    near: list[str]
+    far: list[str]
+    notes: Callable[[Thing], str] = lambda thing: thing.name
+
+
+def _pick(rng: np.random.Generator, things: list[Thing]) -> Thing | None:
+    return things[rng.integers(len(things))] if things else None
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    shapes = [thing.shape for thing in scene.things]
+    thing = _pick(rng, [thing for thing in scene.things if shapes.count(thing.shape) == 1])
+    if thing is None:
+        return None
+    near = [other.colour for other in scene.things if other is not thing]
+    return _Draft(f"What colour is the {thing.shape}?", thing.colour, near, list(COLOURS))
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    thing = _pick(rng, list(scene.things))
+    near = [other.shape for other in scene.things if other.shape != thing.shape]
+    return _Draft(f"What shape is the {thing.colour} object?", thing.shape, near, list(SHAPES))
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    numbers = list(NUMBERS[1:5])
+    return _Draft("How many objects are in the whole clip?", NUMBERS[len(scene.things) - 1], [], numbers)
+
+
+def _from_to(thing: Thing) -> str:
+    seen = [cell for cell in thing.cells if cell is not None]
+    return f"{thing.name} from {cell_name(seen[0])} to {cell_name(seen[-1])}"
+
+
+def _path(thing: Thing) -> str:
+    cells = " ".join(cell_name(cell) for cell in thing.cells)
+    return f"{thing.name} {cells} moves {('zero', *NUMBERS)[thing.hops]}"
+
+
+def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    thing = _pick(rng, [thing for thing in scene.things if thing.direction])
+    if thing is None:
+        return None
+    text = f"Which way does the {thing.colour} object move?"
+    return _Draft(text, thing.direction, [], list(DIRECTIONS), lambda other: _from_to(other) if other is thing else "")
+
+
+def _which(
+    scene: Scene, rng: np.random.Generator, text: str, things: list[Thing], notes: Callable[[Thing], str]
+) -> _Draft | None:
+    """A question whose answer is the one thing in ``things``; None if there isn't exactly one."""
+    if len(things) != 1:
+        return None
+    near = [thing.name for thing in scene.things if thing is not things[0]]
+    unused = [colour for colour in COLOURS if all(thing.colour != colour for thing in scene.things)]
+    far = [f"{colour} {SHAPES[rng.integers(len(SHAPES))]}" for colour in unused]
+    return _Draft(text, things[0].name, near, far, notes)
+
+
+def _moves(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    movers = [thing for thing in scene.things if thing.hops]
+    return _which(scene, rng, "Which object moves?", movers, _from_to)
+
+
+def _more(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    if sum(thing.hops > 0 for thing in scene.things) < 2 or any(None in thing.cells for thing in scene.things):
+        return None
+    most = max(thing.hops for thing in scene.things)
+    best = [thing for thing in scene.things if thing.hops == most]
+    return _which(scene, rng, "Which object moves more times?", best, _path)
+
+
+def _appears(scene: Scene, rng: np.random.Generator, which: str) -> _Draft | None:
+    moments = [thing.appears for thing in scene.things]
+    if len(set(moments)) != len(moments):
+        return None
+    wanted = min(moments) if which == "first" else max(moments)
+    chosen = [thing for thing in scene.things if thing.appears == wanted]
+    text = f"Which object appears {which}?"
+    return _which(scene, rng, text, chosen, lambda thing: f"{thing.name} at {NUMBERS[thing.appears]}")
+
+
+def _disappears(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+    gone = [thing for thing in scene.things if thing.disappears]
+    notes = lambda thing: f"{thing.name} {'gone' if thing.disappears else 'stays'}"  # noqa: E731
+    return _which(scene, rng, "Which object disappears?", gone, notes)
+
+
+# kind: (how it is asked, the recipes whose scenes can be asked it)
+KINDS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Draft | None], tuple[str, ...]]] = {
+    "colour": (_colour, ("move", "race", "order", "vanish")),
+    "shape": (_shape, ("move", "race", "order", "vanish")),
+    "count": (_count, ("move", "vanish")),
+    "direction": (_direction, ("move",)),
+    "moves": (_moves, ("move",)),
+    "more": (_more, ("race",)),
+    "first": (lambda scene, rng: _appears(scene, rng, "first"), ("order",)),
+    "last": (lambda scene, rng: _appears(scene, rng, "last"), ("order",)),
+    "disappears": (_disappears, ("vanish",)),
+}
+
+
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+    """A question of ``kind`` on ``scene``, or None if the scene has no single answer to it.
+
+    Wrong options are things, colours or shapes of the same clip first. The four options stand in random order.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: known are {', '.join(KINDS)}")
+    draft = KINDS[kind][0](scene, rng)
+    if draft is None:
+        return None
+    near = list(dict.fromkeys(draft.near))
+    far = [option for option in draft.far if option != draft.answer and option not in near]
+    wrong = [*rng.permutation(near).tolist(), *rng.permutation(far).tolist()][: len(LETTERS) - 1]
+    options = rng.permutation([draft.answer, *wrong]).tolist()
+    notes = [note for note in map(draft.notes, scene.things) if note]
+    reasons = f"{OPENINGS[rng.integers(len(OPENINGS))]} {', '.join(notes)}."
+    return Question(kind, draft.text, tuple(options), options.index(draft.answer), reasons)

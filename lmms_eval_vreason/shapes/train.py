@@ -1,0 +1,239 @@
+"""Trains the shapes checkpoint from nothing: ``python -m lmms_eval_vreason.shapes.train --output runs/shapes``.
+
+First a drill on text alone (an option's word → its letter), then questions on clips. The run is driven by steps, every
+step draws its data from (seed, step), and a stopped run goes on from its last state.
+"""
+
+import argparse
+import csv
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+
+from lmms_eval_vreason.shapes.architecture import (
+    build_config,
+    build_generation_config,
+    build_processor,
+    save_checkpoint,
+)
+from lmms_eval_vreason.shapes.batches import Batch, Layout, Segments, drill_batch, video_batch
+from lmms_eval_vreason.shapes.evaluate import evaluate, make_items
+from lmms_eval_vreason.shapes.render import render, sampled
+from lmms_eval_vreason.shapes.world import make_scene
+
+SIZES = {
+    "layers": 4,
+    "hidden_size": 128,
+    "heads": 4,
+    "kv_heads": 2,
+    "intermediate_size": 384,
+    "vision_layers": 2,
+    "vision_hidden_size": 64,
+    "vision_heads": 2,
+    "rope_theta": 1e4,
+}
+
+
+def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of the response tokens, and how many they are; ``hidden`` is ``(rows, tokens, size)``."""
+    labels = segments.labels[:, 1:]
+    wanted = labels != -100
+    logits = head(hidden[:, :-1][wanted])
+    return functional.cross_entropy(logits, labels[wanted], reduction="sum"), wanted.sum()
+
+
+class Learner:
+    """The model with what a training step needs: the layout of the chat and the prefix's rotary positions."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, layout: Layout):
+        self.model, self.layout = model, layout
+        self.positions: torch.Tensor | None = None
+
+    def drill_loss(self, segments: Segments) -> torch.Tensor:
+        """Mean cross-entropy of the responses, without any video before them."""
+        hidden = self.model.model.language_model(input_ids=segments.ids, use_cache=False).last_hidden_state
+        total, count = _losses(hidden, self.model.lm_head, segments)
+        return total / count
+
+    def _prefix_positions(self, grid_thw: torch.Tensor) -> torch.Tensor:
+        """Rotary positions of the prefix, ``(3, 1, tokens)``, for clips of one second a temporal patch."""
+        prefix = self.layout.prefix[None]
+        types = (prefix == self.model.config.video_token_id).int() * 2
+        positions, _ = self.model.model.get_rope_index(
+            prefix, mm_token_type_ids=types, video_grid_thw=grid_thw[:1], second_per_grid_ts=torch.ones(1)
+        )
+        return positions
+
+    def video_loss(self, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy of all responses; each clip's prefix runs once, and its questions attend to its cache."""
+        core = self.model.model
+        if self.positions is None:
+            self.positions = self._prefix_positions(batch.grid_thw)
+        clips = len(batch.grid_thw)
+        embeds = core.language_model.embed_tokens(self.layout.prefix).repeat(clips, 1, 1)
+        video = core.visual(batch.pixel_values, grid_thw=batch.grid_thw).pooler_output
+        at_video = (self.layout.prefix == self.model.config.video_token_id).repeat(clips, 1)
+        embeds = embeds.masked_scatter(at_video[..., None], video)
+        prefix = core.language_model(
+            inputs_embeds=embeds, position_ids=self.positions.expand(3, clips, -1), use_cache=True
+        ).past_key_values
+        sums = [self._group_loss(prefix, segments) for segments in batch.groups]
+        return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+    def _group_loss(self, prefix: DynamicCache, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+        cache = DynamicCache()
+        for index, layer in enumerate(prefix.layers):
+            cache.update(layer.keys[segments.clip], layer.values[segments.clip], index)
+        rows, tokens = segments.ids.shape
+        positions = (self.positions[0, 0, -1] + 1 + torch.arange(tokens)).expand(3, rows, tokens)
+        hidden = self.model.model.language_model(
+            input_ids=segments.ids, past_key_values=cache, position_ids=positions, use_cache=True
+        ).last_hidden_state
+        return _losses(hidden, self.model.lm_head, segments)
+
+
+def _learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
+    """Linear warm-up, then a cosine down to a fiftieth of the peak."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    along = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
+
+
+def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+
+
+class Run:
+    """One training run in a folder: its state, its learning curve, its steps."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.folder = Path(args.output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(args.seed)
+        self.processor = build_processor()
+        rng = np.random.default_rng(args.seed)
+        layout = Layout(self.processor, sampled(render(make_scene(rng, "move", "train"), rng)))
+        model = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, **SIZES))
+        model.generation_config = build_generation_config(self.processor.tokenizer)
+        self.learner = Learner(model, layout)
+        self.optimizer = _optimizer(model)
+        self.step = 0
+        self.state_file = self.folder / "state.pt"
+        if self.state_file.exists():
+            state = torch.load(self.state_file, weights_only=True)
+            model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+
+    @property
+    def model(self) -> Qwen2_5_VLForConditionalGeneration:
+        return self.learner.model
+
+    def save_state(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        partial = self.state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.state_file)
+
+    def loss(self) -> torch.Tensor:
+        """The loss of the present step, on data drawn from (seed, step)."""
+        rng = np.random.default_rng([self.args.seed, self.step])
+        if self.step < self.args.drill_steps:
+            return self.learner.drill_loss(drill_batch(self.learner.layout, rng, self.args.drill_rows))
+        return self.learner.video_loss(video_batch(self.learner.layout, rng, self.args.clips))
+
+    def set_learning_rate(self) -> None:
+        args = self.args
+        if self.step < args.drill_steps:
+            rate = _learning_rate(self.step, 10 * args.drill_steps, args.drill_learning_rate, 100)
+        else:
+            rate = _learning_rate(self.step - args.drill_steps, args.steps, args.learning_rate, 200)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def advance(self) -> float:
+        """One optimiser step; gives the loss before it."""
+        self.set_learning_rate()
+        loss = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+
+def _validation(run: Run, items: list) -> dict[str, float]:
+    run.model.eval()
+    result = evaluate(run.model, run.processor, items, batch_size=64, progress=False)
+    run.model.train()
+    return {"accuracy": result.accuracy, **{f"accuracy_{kind}": value for kind, value in result.by_kind.items()}}
+
+
+def train(args: argparse.Namespace) -> None:
+    """Runs, or goes on with, the training that ``args`` describe; see the module's ``--help``."""
+    run = Run(args)
+    items = make_items("validation", args.validation)
+    losses: list[float] = []
+    started = time.perf_counter()
+    total = args.drill_steps + args.steps
+    with (run.folder / "curve.csv").open("a", newline="") as file:
+        curve = csv.writer(file)
+        bar = tqdm(total=total, initial=run.step, desc="shapes", mininterval=5)
+        while run.step < total:
+            losses.append(run.advance())
+            bar.update()
+            if run.step % args.log_every == 0:
+                row = {"loss": float(np.mean(losses))}
+                losses.clear()
+                in_videos = run.step > args.drill_steps
+                if in_videos and run.step % args.validate_every == 0:
+                    row |= _validation(run, items)
+                figures = (f"{name}={value:.4f}" for name, value in row.items())
+                curve.writerow([run.step, round(time.perf_counter() - started, 1), *figures])
+                file.flush()
+                bar.set_postfix({name: f"{value:.3f}" for name, value in list(row.items())[:2]})
+            if run.step % args.save_every == 0 or run.step == total:
+                run.save_state()
+    run.model.eval()
+    save_checkpoint(run.model, run.processor, run.folder / "checkpoint", dtype="float16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of the training script."""
+    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    described.add_argument("--output", required=True, help="folder for state, learning curve and checkpoint")
+    described.add_argument("--seed", type=int, default=0)
+    described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
+    described.add_argument("--drill-steps", type=int, default=1500, help="steps on text alone")
+    described.add_argument("--drill-rows", type=int, default=32)
+    described.add_argument("--drill-learning-rate", type=float, default=1e-3)
+    described.add_argument("--steps", type=int, default=9000, help="steps on clips")
+    described.add_argument("--clips", type=int, default=16, help="clips a step, three questions each")
+    described.add_argument("--learning-rate", type=float, default=1.5e-3)
+    described.add_argument("--log-every", type=int, default=50)
+    described.add_argument("--validate-every", type=int, default=500)
+    described.add_argument("--validation", type=int, default=108, help="validation questions")
+    described.add_argument("--save-every", type=int, default=250)
+    return described
+
+
+def main() -> None:
+    args = parser().parse_args()
+    torch.set_num_threads(args.threads)
+    train(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The shapes world: coloured shapes on a board of three by three cells, over four moments of one clip."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, ROWS, SHAPES
+
+MOMENTS = 4
+SIDE = 3  # cells a side
+
+# (row, column) step of each direction
+_STEPS = dict(zip(DIRECTIONS, ((0, -1), (0, 1), (-1, 0), (1, 0)), strict=True))
+# Which sixteenths of all scenes belong to a split: a scene is in one split only, whatever its seed.
+SPLITS = {"test": range(0, 2), "validation": range(2, 4), "train": range(4, 16)}
+RECIPES = ("move", "race", "order", "vanish")
+_MOST = {"race": 3, "order": MOMENTS}  # things in one scene, where fewer than five
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: where it is at each moment, ``None`` while it is out of sight."""
+
+    colour: str
+    shape: str
+    cells: tuple[tuple[int, int] | None, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def appears(self) -> int:
+        """The first moment at which it is seen, from 0."""
+        return next(moment for moment, cell in enumerate(self.cells) if cell is not None)
+
+    @property
+    def disappears(self) -> bool:
+        return self.cells[-1] is None
+
+    @property
+    def hops(self) -> int:
+        """How often it changes its cell."""
+        return sum(a is not None and b is not None and a != b for a, b in zip(self.cells, self.cells[1:], strict=False))
+
+    @property
+    def direction(self) -> str | None:
+        """The one direction of all its hops; None if it stays or turns."""
+        steps = {
+            (b[0] - a[0], b[1] - a[1])
+            for a, b in zip(self.cells, self.cells[1:], strict=False)
+            if a is not None and b is not None and a != b
+        }
+        return next((name for name, step in _STEPS.items() if steps == {step}), None)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one clip shows. Things stand in the order of :data:`COLOURS`, and no two share a colour."""
+
+    things: tuple[Thing, ...]
+
+    def split(self) -> str:
+        """The split that owns this scene, from a digest of its content."""
+        sixteenth = hashlib.sha256(repr(self.things).encode()).digest()[0] % 16
+        return next(name for name, owned in SPLITS.items() if sixteenth in owned)
+
+
+def cell_name(cell: tuple[int, int]) -> str:
+    """``(0, 2)`` → ``"top right"``."""
+    return f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
+
+
+def _walk(rng: np.random.Generator, hops: int) -> tuple[tuple[int, int], ...]:
+    """A path with ``hops`` hops between the moments: one direction for up to two hops, back and forth for three."""
+    direction = np.array(_STEPS[DIRECTIONS[rng.integers(4)]])
+    start = rng.integers(SIDE, size=2)
+    axis = int(np.flatnonzero(direction)[0])
+    reach = min(hops, SIDE - 1)
+    room = SIDE - reach  # how many starts leave room for the whole way
+    offset = rng.integers(room)
+    start[axis] = offset if direction[axis] > 0 else SIDE - 1 - offset
+    when = set(rng.choice(MOMENTS - 1, size=hops, replace=False).tolist())
+    cells, here, done = [tuple(start.tolist())], start, 0
+    for gap in range(MOMENTS - 1):
+        if gap in when:
+            done += 1
+            here = here + (direction if done < SIDE else -direction)
+        cells.append(tuple(here.tolist()))
+    return tuple(cells)
+
+
+def _stand(rng: np.random.Generator, first: int = 0, last: int = MOMENTS) -> tuple[tuple[int, int] | None, ...]:
+    """Stays in one cell from moment ``first`` up to, not including, ``last``."""
+    cell = tuple(rng.integers(SIDE, size=2).tolist())
+    return tuple(cell if first <= moment < last else None for moment in range(MOMENTS))
+
+
+def _paths(rng: np.random.Generator, recipe: str, count: int) -> list[tuple]:
+    """The paths of ``count`` things under a recipe."""
+    if recipe == "move":
+        chosen = [_walk(rng, int(rng.integers(1, 3)))]
+        if count > 2 and rng.random() < 0.3:
+            chosen.append(_stand(rng, first=int(rng.integers(1, MOMENTS))))
+    elif recipe == "race":
+        fewer, more = sorted(rng.choice((1, 2, 3), size=2, replace=False).tolist())
+        chosen = [_walk(rng, fewer), _walk(rng, more)]
+    elif recipe == "order":
+        starts = rng.choice(MOMENTS, size=count, replace=False)
+        return [_stand(rng, first=int(start)) for start in starts]
+    else:
+        chosen = [_stand(rng, last=int(rng.integers(1, MOMENTS)))]
+        if count > 2 and rng.random() < 0.3:
+            chosen.append(_stand(rng, first=int(rng.integers(1, MOMENTS))))
+    return chosen + [_stand(rng) for _ in range(count - len(chosen))]
+
+
+def _collides(paths: list[tuple]) -> bool:
+    return any(
+        len(seen) != len(set(seen))
+        for seen in ([path[moment] for path in paths if path[moment] is not None] for moment in range(MOMENTS))
+    )
+
+
+def make_scene(rng: np.random.Generator, recipe: str, split: str) -> Scene:
+    """Draws a scene of ``split`` after ``recipe``.
+
+    ``move``: one thing moves. ``race``: two move, one more often. ``order``: all appear at different moments.
+    ``vanish``: one disappears. Two to five things each (``race`` up to three, ``order`` up to four).
+
+    Raises:
+        ValueError: if the recipe or the split is unknown.
+    """
+    if recipe not in RECIPES or split not in SPLITS:
+        raise ValueError(f"recipe={recipe!r}, split={split!r}: known are {RECIPES} and {tuple(SPLITS)}")
+    while True:
+        count = int(rng.integers(2, _MOST.get(recipe, 5) + 1))
+        paths = _paths(rng, recipe, count)
+        if _collides(paths):
+            continue
+        colours = sorted(rng.choice(len(COLOURS), size=count, replace=False).tolist())
+        shapes = rng.integers(len(SHAPES), size=count).tolist()
+        order = rng.permutation(count)
+        things = (
+            Thing(COLOURS[colour], SHAPES[shape], paths[which])
+            for colour, shape, which in zip(colours, shapes, order, strict=True)
+        )
+        scene = Scene(tuple(things))
+        if scene.split() == split:
+            return scene

@@ -1,0 +1,65 @@
+"""The training script's shortcuts against the plain model, and its resumption against an unbroken run."""
+
+import numpy as np
+import pytest
+import torch
+
+from lmms_eval_vreason.shapes import train
+from lmms_eval_vreason.shapes.batches import video_batch
+from lmms_eval_vreason.shapes.evaluate import make_items, prepare
+from lmms_eval_vreason.shapes.render import sampled
+
+SMALL = ["--drill-steps", "2", "--steps", "2", "--drill-rows", "2", "--clips", "2", "--log-every", "1"]
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    sizes = {"layers": 2, "hidden_size": 32, "heads": 4, "kv_heads": 2, "vision_hidden_size": 16, "vision_heads": 2}
+    monkeypatch.setattr(train, "SIZES", sizes)
+
+
+def _run(folder, *more):
+    return train.Run(train.parser().parse_args(["--output", str(folder), *SMALL, *more]))
+
+
+def test_shared_prefix_gives_the_plain_loss(tmp_path, small_sizes):
+    run = _run(tmp_path)
+    batch = video_batch(run.learner.layout, np.random.default_rng(3), clips=2, groups=2)
+    total, count = 0.0, 0
+    for segments in batch.groups:
+        for ids, labels, clip in zip(segments.ids, segments.labels, segments.clip.tolist(), strict=True):
+            prefix = run.learner.layout.prefix
+            whole = torch.cat([prefix, ids])[None]
+            wanted = torch.cat([torch.full_like(prefix, -100), labels])[None]
+            patches = batch.pixel_values.view(2, -1, batch.pixel_values.shape[-1])[clip]
+            logits = run.model(
+                input_ids=whole,
+                mm_token_type_ids=(whole == run.model.config.video_token_id).int() * 2,
+                pixel_values_videos=patches,
+                video_grid_thw=batch.grid_thw[clip][None],
+                second_per_grid_ts=torch.ones(1),
+            ).logits
+            flat = torch.nn.functional.cross_entropy(logits[0, :-1], wanted[0, 1:], reduction="sum")
+            total, count = total + flat.item(), count + int((wanted[0, 1:] != -100).sum())
+    assert run.learner.video_loss(batch).item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_prefix_is_what_the_processor_makes(tmp_path, small_sizes):
+    run = _run(tmp_path)
+    item = make_items("validation", 1)[0]
+    inputs = prepare(run.processor, [item], [sampled(item.pictures)])
+    asked, _ = run.learner.layout.segment(item.question.prompt(), "")
+    expected = torch.cat([run.learner.layout.prefix, torch.tensor(asked[:-1])])
+    assert torch.equal(inputs["input_ids"][0], expected)
+    assert float(inputs["second_per_grid_ts"][0]) == 1.0
+
+
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path, small_sizes):
+    unbroken = _run(tmp_path / "unbroken")
+    losses = [unbroken.advance() for _ in range(4)]
+    stopped = _run(tmp_path / "stopped")
+    first = [stopped.advance() for _ in range(3)]
+    stopped.save_state()
+    resumed = _run(tmp_path / "stopped")
+    assert resumed.step == 3
+    assert [*first, resumed.advance()] == losses
