@@ -19,27 +19,16 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from datasets import Dataset, DatasetInfo, SplitDict, SplitInfo
 from datasets.arrow_writer import ArrowWriter
 from datasets.naming import camelcase_to_snakecase
-from lmms_eval.tasks.mvbench.utils import DATA_LIST as MVBENCH_FOLDERS
+from offline_documents import benchmarks
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from lmms_eval_vreason.shapes.architecture import random_checkpoint, save_checkpoint
 
 MINIMUM_DOCS = 4  # vsibench's stock aggregate needs its three direction levels, and one numeric question
-WORDS = ("circle", "square", "triangle", "star")
-OPTIONS = [f"{letter}. {word}" for letter, word in zip("ABCD", WORDS, strict=True)]
-VSI_KINDS = (
-    "object_rel_direction_easy",
-    "object_rel_direction_medium",
-    "object_rel_direction_hard",
-    "object_counting",
-    "object_rel_distance",
-    "object_abs_distance",
-    "route_planning",
-    "object_size_estimation",
-    "obj_appearance_order",
-    "room_size_estimation",
-)
-VSI_NUMERIC = {"object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation"}
 
 # Written into the subprocess' path: any connection that leaves the machine is recorded and refused.
 _GUARD = """
@@ -129,7 +118,7 @@ def build(root: Path, *, docs: int = MINIMUM_DOCS) -> OfflineBenchmarks:
     home = root / "hf_home"
     videos = tuple(write_video(root / "videos" / f"{seed}.mp4", seed=seed) for seed in range((docs + 1) // 2))
     tasks: list[str] = []
-    for repository, config, split, rows, files, names in _benchmarks(docs):
+    for repository, config, split, rows, files, names in benchmarks(docs):
         _write_dataset(home / "datasets", repository, config, split, rows)
         for index, file in enumerate(files):
             target = home / file
@@ -177,6 +166,31 @@ def run_lmms_eval(
     return Run(process.returncode, log, json.loads(found[-1].read_text()), samples)
 
 
+def scripted_checkpoint(folder: Path, text: str) -> Path:
+    """A real checkpoint whose greedy output is always ``text``, whatever the prompt and the video.
+
+    Its layers add nothing, so that each token alone decides the next one. Hence no token may occur twice in ``text``.
+
+    Raises:
+        ValueError: a token occurs twice.
+    """
+    random_checkpoint(folder, tie_word_embeddings=False)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    processor = Qwen2_5_VLProcessor.from_pretrained(folder)
+    tokenizer = processor.tokenizer
+    chain = tokenizer.encode("\n") + tokenizer.encode(text) + [tokenizer.eos_token_id]
+    if len(set(chain)) != len(chain):
+        raise ValueError(f"{text!r} has a token twice: {tokenizer.convert_ids_to_tokens(chain)}")
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        embeddings = torch.nn.functional.normalize(model.get_input_embeddings().weight, dim=-1)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[chain[1:]] = embeddings[chain[:-1]]
+    return save_checkpoint(model, processor, folder)
+
+
 def _environment(root: Path, home: Path) -> dict[str, str]:
     guard = root / "guard"
     guard.mkdir(parents=True, exist_ok=True)
@@ -215,113 +229,3 @@ def _write_dataset(cache: Path, repository: str, config: str, split: str, rows: 
     splits.add(SplitInfo(name=split, num_examples=len(rows), dataset_name=snake, num_bytes=path.stat().st_size))
     info = DatasetInfo(features=features, splits=splits, builder_name=snake, dataset_name=snake, config_name=config)
     info.write_to_directory(str(folder))
-
-
-def _benchmarks(docs: int) -> Iterable[tuple[str, str, str, list[dict], list[str], list[str]]]:
-    """Yields (repository, configuration, split, rows, a video file a row under the home, stock tasks)."""
-    order = range(docs)
-    rows = [_videomme(i) for i in order]
-    files = [f"videomme/data/{row['videoID']}.mp4" for row in rows]
-    yield "lmms-eval/Video-MME", "default", "test", rows, files, ["videomme"]
-
-    rows = [_vsibench(i) for i in order]
-    files = [f"vsibench/{row['dataset']}/{row['scene_name']}.mp4" for row in rows]
-    yield "nyu-visionx/VSI-Bench", "full", "test", rows, files, ["vsibench"]
-
-    for subtask, folder in MVBENCH_FOLDERS.items():
-        rows = [_mvbench(i) for i in order]
-        files = [f"mvbench_video/{folder}/{row['video']}" for row in rows]
-        yield "OpenGVLab/MVBench", subtask, "train", rows, files, [f"mvbench_{subtask}"]
-
-    for config in ("multi-choice", "yes_no", "caption_matching"):
-        rows = [_tempcompass(i, config) for i in order]
-        files = [f"tempcompass/videos/{row['video_id']}.mp4" for row in rows]
-        task = f"tempcompass_{config.replace('-', '_')}"
-        yield "lmms-eval/TempCompass", config, "test", rows, files, [task]
-
-    rows = [_mmvu(i) for i in order]
-    yield "lmms-eval/MMVU", "default", "validation", rows, [f"mmvu/{row['video_path']}" for row in rows], ["mmvu_val"]
-
-    for config in ("Perception", "Comprehension", "Adaptation"):
-        rows = [_videommmu(i, config) for i in order]
-        files = [f"video_mmmu/Art/{row['id']}.mp4" for row in rows]
-        yield "lmms-eval/VideoMMMU", config, "test", rows, files, [f"video_mmmu_{config.lower()}"]
-
-
-def _gold(index: int) -> str:
-    return "BA"[index % 2]
-
-
-def _question(index: int) -> str:
-    return f"Which shape moves to the right in part {index}?"
-
-
-def _videomme(index: int) -> dict:
-    return {
-        "video_id": f"{index // 2:03d}",
-        "duration": "short",
-        "domain": "Knowledge",
-        "sub_category": "Astronomy",
-        "url": "",
-        "videoID": f"clip{index // 2}",
-        "question_id": f"{index // 2:03d}-{index % 2 + 1}",
-        "task_type": "Action Recognition",
-        "question": _question(index),
-        "options": OPTIONS,
-        "answer": _gold(index),
-    }
-
-
-def _vsibench(index: int) -> dict:
-    kind = VSI_KINDS[index % len(VSI_KINDS)]
-    numeric = kind in VSI_NUMERIC
-    return {
-        "id": index,
-        "dataset": "arkitscenes",
-        "scene_name": f"scene{index // 2}",
-        "question_type": kind,
-        "question": f"How many shapes are in part {index}?" if numeric else _question(index),
-        "ground_truth": "4" if numeric else _gold(index),
-        "options": None if numeric else OPTIONS,
-    }
-
-
-def _mvbench(index: int) -> dict:
-    answer = WORDS["ABCD".index(_gold(index))]
-    return {"video": f"clip{index // 2}.mp4", "question": _question(index), "candidates": list(WORDS), "answer": answer}
-
-
-def _tempcompass(index: int, config: str) -> dict:
-    row = {"video_id": f"{1000 + index // 2}", "dim": ("action", "speed", "direction", "order")[index % 4]}
-    if config == "yes_no":
-        return row | {"question": "Does the square move to the right?", "answer": ("yes", "no")[index % 2]}
-    if config == "multi-choice":
-        question, options = _question(index), OPTIONS
-    else:
-        question, options = "Which caption fits the video better?", ["Caption A: A circle.", "Caption B: A square."]
-    answer = options["AB".index(_gold(index))]
-    return row | {"question": "\n".join([question, *options]), "answer": answer}
-
-
-def _mmvu(index: int) -> dict:
-    open_ended = index % 4 == 3
-    words = ["", "", "", "", ""] if open_ended else [*WORDS, "cross"]
-    return {
-        "id": f"validation_{index}",
-        "video_path": f"videos/Chemistry/{index // 2}.mp4",
-        "question_type": "open-ended" if open_ended else "multiple-choice",
-        "question": "Which search is shown?" if open_ended else _question(index),
-        "choices": dict(zip("ABCDE", words, strict=True)),
-        "answer": "depth-first search" if open_ended else _gold(index),
-    }
-
-
-def _videommmu(index: int, config: str) -> dict:
-    open_ended = config == "Adaptation" and index % 4 == 3
-    return {
-        "id": f"validation_Art_Theory_{index}",
-        "question": "How many shapes are there?" if open_ended else _question(index),
-        "options": [] if open_ended else list(WORDS),
-        "answer": "4" if open_ended else _gold(index),
-        "question_type": "open" if open_ended else "multiple-choice",
-    }

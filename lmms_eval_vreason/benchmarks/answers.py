@@ -8,8 +8,11 @@ such a response has none.
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SHORT_ANSWER_WORDS = 12  # an untagged line of more words is reasoning, not an answer
 
@@ -28,7 +31,7 @@ _KEY = re.compile(r"^(?P<open>[(\[])?(?P<key>\w)(?(open)[)\]])(?P<mark>[.:,)*]*)
 _SECOND_KEY = re.compile(r"^\s*(?:and\b|or\b|/|&|,)?\s*[(\[]?[A-Z0-9](?:[)\].,:/&]|\s*\Z|\s+(?:and|or)\b)")
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+,\d{1,2}(?![\d,])|\d*\.\d+|\d+)(?:e[+-]?\d+)?")
 _FRACTION = re.compile(r"(?<![\w.])(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)(?![\d/])")
-_YES_NO = re.compile(r"^(yes|no)\b(?!-)", re.IGNORECASE)
+_YES_NO = re.compile(r"^(yes|no)\b(?!-|\s*(?:/|(?:or|and)\b))", re.IGNORECASE)
 _DASHES = str.maketrans({"−": "-", "–": "-", "﹣": "-", "⁄": "/"})
 
 
@@ -85,13 +88,13 @@ def parse_number(response: Response) -> float | None:
 
 
 def parse_open(response: Response) -> str | None:
-    """A free answer as a string, or None."""
-    return _parse(response, lambda text, loose: text if loose or _is_short(text) else None)
+    """A free answer as a string, its characters left as they are, or None."""
+    return _parse(response, lambda text, loose: text if loose or _is_short(text) else None, fold=False)
 
 
-def clean(text: str) -> str:
-    """Normal form for parsing: compatibility characters folded, dashes and slashes plain, markup and boxes gone."""
-    text = unicodedata.normalize("NFKC", text).translate(_DASHES)
+def clean(text: str, fold: bool = True) -> str:
+    """Normal form for parsing: markup and boxes gone; with ``fold`` compatibility characters and dashes are plain."""
+    text = unicodedata.normalize("NFKC", text).translate(_DASHES) if fold else text
     boxed = _BOXED.findall(text)
     return (boxed[-1] if boxed else text).strip(_WRAPPERS)
 
@@ -104,19 +107,19 @@ def _is_short(text: str) -> bool:
     return bool(text) and "\n" not in text and len(text.split()) <= SHORT_ANSWER_WORDS
 
 
-def _parse(response: Response, read):
+def _parse(response: Response, read: Callable[[str, bool], T | None], fold: bool = True) -> T | None:
     """Tries ``read(text, loose)`` where an answer may stand; ``loose`` tells that the text is marked as the answer."""
-    text = clean(response.answer)
+    text = clean(response.answer, fold)
     if not text:
         return None
     statements = [found[1] for found in _STATEMENT.finditer(text)]
     if response.tagged:
         answer = read(text, True)
-        return read(clean(statements[-1]), True) if answer is None and statements else answer
+        return read(clean(statements[-1], fold), True) if answer is None and statements else answer
     if statements:
-        return read(clean(statements[-1]), True)
+        return read(clean(statements[-1], fold), True)
     answer = read(text, False)
-    return read(clean(text.splitlines()[-1]), False) if answer is None else answer
+    return read(clean(text.splitlines()[-1], fold), False) if answer is None else answer
 
 
 def _choice(text: str, options: Mapping[str, str], loose: bool) -> str | None:
