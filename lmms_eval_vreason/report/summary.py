@@ -10,11 +10,22 @@ def _due_steps(trace: dict) -> int:
     return sum(1 for alpha in trace["alpha"] if alpha)
 
 
-def _overhead(records: list[dict]) -> float | None:
+def overhead(steps: dict[str, int], seconds: dict[str, float]) -> float | None:
     """Seconds that due steps cost beyond ordinary steps, as a share of a run of ordinary steps alone.
 
-    None where the journal has no times, or where no ordinary step was taken to compare with.
+    Args:
+        steps, seconds: of ``ordinary`` and of ``due`` steps, in total.
+
+    Returns:
+        None where one of the kinds was not taken, or not timed.
     """
+    if not steps["due"] or not steps["ordinary"] or not seconds["ordinary"]:
+        return None
+    ordinary = seconds["ordinary"] / steps["ordinary"]
+    return (seconds["due"] / ordinary - steps["due"]) / (steps["ordinary"] + steps["due"])
+
+
+def _overhead(records: list[dict]) -> float | None:
     seconds = {"ordinary": 0.0, "due": 0.0}
     steps = {"ordinary": 0, "due": 0}
     for record in records:
@@ -27,10 +38,7 @@ def _overhead(records: list[dict]) -> float | None:
         steps["due"] += due
         seconds["ordinary"] += times["ordinary"]
         seconds["due"] += times["due"]
-    if not steps["due"] or not steps["ordinary"] or not seconds["ordinary"]:
-        return None
-    ordinary = seconds["ordinary"] / steps["ordinary"]
-    return (seconds["due"] / ordinary - steps["due"]) / (steps["ordinary"] + steps["due"])
+    return overhead(steps, seconds)
 
 
 def steering_facts(records: Iterable[dict]) -> dict:
@@ -65,16 +73,8 @@ def steering_facts(records: Iterable[dict]) -> dict:
     }
 
 
-def steering_line(records: Iterable[dict]) -> str:
-    """One line for a run's end: samples steered, updates, mean ΔH of due steps, samples without video, overhead.
-
-    Args:
-        records: journal lines of kind ``sample``.
-
-    Returns:
-        The line; figures that the journal does not hold are left out.
-    """
-    facts = steering_facts(records)
+def format_facts(facts: dict) -> str:
+    """Facts of :func:`steering_facts` as one phrase; figures that are unknown are left out."""
     parts = [f"{facts['steered']} of {facts['samples']} samples steered", f"{facts['updates']} updates"]
     if facts["entropy_change"] is not None:
         parts.append(f"mean ΔH {facts['entropy_change']:+.4f} nats a due step")
@@ -84,7 +84,19 @@ def steering_line(records: Iterable[dict]) -> str:
         parts.append(f"due steps cost {100 * facts['overhead']:+.1f}% of the decoding time")
     if facts["failed"]:
         parts.append(f"{facts['failed']} failed")
-    return "V-Reason: " + ", ".join(parts)
+    return ", ".join(parts)
+
+
+def steering_line(records: Iterable[dict]) -> str:
+    """One line for a run's end: samples steered, updates, mean ΔH of due steps, samples without video, overhead.
+
+    Args:
+        records: journal lines of kind ``sample``.
+
+    Returns:
+        The line; figures that the journal does not hold are left out.
+    """
+    return "V-Reason: " + format_facts(steering_facts(records))
 
 
 def steering_warning(records: Iterable[dict]) -> str:
@@ -93,7 +105,11 @@ def steering_warning(records: Iterable[dict]) -> str:
     Args:
         records: journal lines of kind ``sample``.
     """
-    facts = steering_facts(records)
+    return facts_warning(steering_facts(records))
+
+
+def facts_warning(facts: dict) -> str:
+    """The same from the facts of :func:`steering_facts`."""
     if facts["steered"] or not facts["samples"]:
         return ""
     reasons = [f"{note} ({count} samples)" for note, count in facts["notes"].items()]

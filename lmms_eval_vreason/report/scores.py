@@ -1,0 +1,160 @@
+"""A sample's score as lmms-eval wrote it: each benchmark keeps it in another shape under its metric's name."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lmms_eval_vreason.report.benchmarks import VSI_ACCURACY, VSI_MRA
+
+# Fields that lmms-eval itself puts into a logged sample; everything else is a metric.
+_FIELDS = {
+    "doc_id",
+    "doc",
+    "target",
+    "arguments",
+    "input",
+    "input_media",
+    "resps",
+    "filtered_resps",
+    "token_counts",
+    "doc_hash",
+}
+_VSI_MRA_KEY = "MRA:.5:.95:.05"
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool | int | float):
+        return float(value)
+    return None
+
+
+def _from_mmmu(value: Mapping[str, Any]) -> float | None:
+    """VideoMMMU keeps the parsed prediction, and scores it only in its aggregation.
+
+    The rule is lmms-eval's (``eval_multi_choice``, ``eval_open`` in ``tasks/videommmu/utils.py``), whose module cannot
+    be imported without torch and ``HF_HOME``.
+    """
+    if "parsed_pred" not in value or "answer" not in value:
+        return None
+    answers = value["answer"] if isinstance(value["answer"], list) else [value["answer"]]
+    predicted = value["parsed_pred"]
+    if value.get("question_type") in ("multiple-choice", "perception"):
+        return float(predicted in answers)
+    if isinstance(predicted, str):  # "API Error": an empty response
+        return 0.0
+    gold = [form for answer in answers for form in _open_forms(str(answer))]
+    return float(any(_open_match(form, gold) for form in predicted))
+
+
+def _open_forms(answer: str) -> list[str | float]:
+    """An open answer as lmms-eval normalises it: a number rounded to 2 digits, or lower-case text."""
+    try:
+        return [round(float(answer.strip().replace(",", "")), 2)]
+    except ValueError:
+        text = answer.strip().lower()
+        # A single letter would be found in any text, so lmms-eval looks for it as a word.
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def _open_match(form: str | float, gold: Sequence[str | float]) -> bool:
+    if isinstance(form, str):
+        return any(isinstance(answer, str) and answer in form for answer in gold)
+    return form in gold
+
+
+def _from_mapping(value: Mapping[str, Any]) -> float | None:
+    for key in ("score", "correct"):
+        if key in value:
+            return _number(value[key])
+    if "rating" in value:  # TempCompass: 1 is right, 0 wrong, -1 a judge that did not answer
+        return float(value["rating"] == 1)
+    return _from_mmmu(value)
+
+
+def _is_vsi(value: Any) -> bool:
+    return isinstance(value, Mapping) and "question_type" in value and ("accuracy" in value or _VSI_MRA_KEY in value)
+
+
+def score_of(
+    sample: Mapping[str, Any], task: str, benchmark: str, metrics: Sequence[str]
+) -> tuple[str, str, float] | None:
+    """The sample's leading score.
+
+    Args:
+        sample: one line of a ``samples`` file.
+        task: lmms-eval's task name.
+        benchmark: the task's benchmark.
+        metrics: the task's metric names, leading first, from the results file; may be empty.
+
+    Returns:
+        The table row it counts in (VSI-Bench has two), the metric's name, the score; None where nothing numeric is.
+    """
+    # A leading metric may be None in a sample that another metric scores, as for VSI-Bench's two kinds of question.
+    for metric in [*metrics, *(key for key in sample if key not in _FIELDS and key not in metrics)]:
+        value = sample.get(metric)
+        if _is_vsi(value):
+            if "accuracy" in value:
+                return VSI_ACCURACY, "accuracy", float(value["accuracy"])
+            return VSI_MRA, "MRA", float(value[_VSI_MRA_KEY])
+        score = _from_mapping(value) if isinstance(value, Mapping) else _number(value)
+        if score is not None and score == score:
+            return _row(benchmark, task), metric, score
+    return None
+
+
+def _row(benchmark: str, task: str) -> str:
+    if benchmark != "VSI-Bench":
+        return benchmark
+    return VSI_MRA if "mra" in task.lower() else VSI_ACCURACY
+
+
+_VIDEO_FIELDS: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
+    lambda value: value.get("videoID"),
+    lambda value: value.get("video_id"),
+    lambda value: value.get("video"),
+    lambda value: value.get("scene_name") and f"{value.get('dataset', '')}/{value['scene_name']}",
+)
+
+
+def video_of(sample: Mapping[str, Any]) -> str | None:
+    """The video that the question is about, from ``input_media`` or from the metric's own record; None if unknown."""
+    media = [item for item in sample.get("input_media") or [] if isinstance(item, str)]
+    if media:
+        return media[0]
+    for key, value in sample.items():
+        if key in _FIELDS or not isinstance(value, Mapping):
+            continue
+        for field in _VIDEO_FIELDS:
+            video = field(value)
+            if video:
+                return str(video)
+    return None
+
+
+_THINKING = re.compile(r"<(think|analysis)>.*?</\1>", re.DOTALL)
+
+
+def _first(value: Any) -> str:
+    while isinstance(value, list):
+        value = value[0] if value else ""
+    return "" if value is None else str(value)
+
+
+def answer_of(sample: Mapping[str, Any]) -> str:
+    """The bare answer that was scored; empty when there is none (an unclosed ``<think>`` has no answer)."""
+    if isinstance(sample.get("answer_found"), Mapping):  # this package's tasks extract it themselves
+        return _first(sample["score"].get("answer")).strip()
+    text = _THINKING.sub("", _first(sample.get("filtered_resps"))).strip()
+    return "" if text.startswith(("<think>", "<analysis>")) else text
+
+
+def response_of(sample: Mapping[str, Any]) -> str:
+    """The whole text that the model returned, thinking included."""
+    return _first(sample.get("resps", sample.get("filtered_resps")))
+
+
+def unfinished(sample: Mapping[str, Any]) -> bool:
+    """Whether the text opens a thinking block that it never closes, or the task itself says that it was cut."""
+    if isinstance(sample.get("cut"), Mapping):
+        return bool(sample["cut"].get("score"))
+    return response_of(sample).lstrip().startswith("<think>") and "</think>" not in response_of(sample)
