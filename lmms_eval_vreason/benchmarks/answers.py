@@ -113,11 +113,11 @@ def _parse(response: Response, read: Callable[[str, bool], T | None], fold: bool
     if not text:
         return None
     statements = [found[1] for found in _STATEMENT.finditer(text)]
+    stated = read(clean(statements[-1], fold), True) if statements else None
     if response.tagged:
-        answer = read(text, True)
-        return read(clean(statements[-1], fold), True) if answer is None and statements else answer
+        return read(text, True) if stated is None else stated
     if statements:
-        return read(clean(statements[-1], fold), True)
+        return stated
     answer = read(text, False)
     return read(clean(text.splitlines()[-1], fold), False) if answer is None else answer
 
