@@ -1,0 +1,1 @@
+"""Result folders and journals read back: tables, statistics, plots, leaderboard files. Imports no torch."""

@@ -22,7 +22,6 @@ _COLUMNS = (
     *("row", "part", "task", "doc_id", "score", "metric", "video", "prompt"),
     *("input_tokens", "output_tokens", "thinking_tokens", "answered", "cut"),
 )
-)
 
 
 @dataclass(frozen=True)
