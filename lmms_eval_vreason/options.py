@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +191,14 @@ def _parse(option: Field, value: Any) -> Any:
     # A field of VReason: it checks its own range, so only its type is mended here.
     if option.type is bool:
         return _switch(option.name, value)
-    if option.type is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if option.name == "policy" or option.name == "compile":
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-    return value
+    if option.type is str and isinstance(value, bool):
+        return "on" if value else "off"
+    if option.type in (int, float) and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    return int(value) if option.type is int and isinstance(value, float) and value.is_integer() else value
 
 
 def _check_together(options: Options) -> None:
@@ -226,8 +229,3 @@ def _unknown(name: str) -> str:
 def defaults() -> dict[str, Any]:
     """Name → default of every model argument, for the documentation and its test."""
     return {f.name: None if f.default is MISSING else f.default for room in _ROOMS.values() for f in fields(room)}
-
-
-def with_method(options: Options, **changes: Any) -> Options:
-    """The same options with another method; for the benchmark."""
-    return replace(options, method=replace(options.method, **changes))

@@ -1,0 +1,25 @@
+"""Shared fixtures: a tiny checkpoint, and the stock benchmarks on a machine without network."""
+
+import os
+
+# Set before torch is imported anywhere: the models are tiny, and several test processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of a random Qwen2.5-VL checkpoint, float32, with the published checkpoints' repetition penalty."""
+    from lmms_eval_vreason.shapes.architecture import random_checkpoint
+
+    return random_checkpoint(tmp_path_factory.mktemp("checkpoint"), layers=3, repetition_penalty=1.05)
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory):
+    """The six stock benchmarks' datasets and videos in a Hugging Face home of their own."""
+    from offline import build
+
+    return build(tmp_path_factory.mktemp("offline"))
