@@ -135,5 +135,5 @@ class Forced(LogitsProcessor):
 
 
 def forced_tokens(rows: int, count: int, seed: int = 0) -> Tensor:
-    """Random words, (rows, count): none of them ends the text or means anything to the model."""
-    return torch.randint(0, 60, (rows, count), generator=torch.Generator().manual_seed(seed))
+    """Random words, (rows, count): none of them ends the text. A longer draw begins with a shorter one's words."""
+    return torch.randint(0, 60, (count, rows), generator=torch.Generator().manual_seed(seed)).T.contiguous()

@@ -65,10 +65,10 @@ def generate(
 
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
-            layers cannot be steered.
+            layers cannot be steered, more ``layers`` than the model has.
         TypeError: ``model`` is not a Qwen2.5-VL model.
     """
-    check_model(model)
+    check_model(model, method.layers)
     check_call(model, generation_config, kwargs)
     loop = DecodingLoop(method, streamer=streamer, generators=generators)
     if streamer is not None:

@@ -20,8 +20,9 @@ _PLAIN = {
 _REFUSED_ARGUMENTS = ("assistant_model", "inputs_embeds", "custom_generate")
 
 
-def check_model(model: PreTrainedModel) -> None:
-    """Raises TypeError unless ``model`` is a Qwen2.5-VL model with full attention in every layer."""
+def check_model(model: PreTrainedModel, layers: int) -> None:
+    """Raises TypeError unless ``model`` is a Qwen2.5-VL model with full attention in every layer, and ValueError if it
+    has fewer than ``layers`` of them."""
     if not isinstance(model, Qwen2_5_VLForConditionalGeneration):
         raise TypeError(
             f"V-Reason steers Qwen2_5_VLForConditionalGeneration, not {type(model).__name__}; "
@@ -32,6 +33,9 @@ def check_model(model: PreTrainedModel) -> None:
         raise TypeError(
             f"V-Reason needs full attention in every layer, the model has {', '.join(sorted(kinds))} layers"
         )
+    depth = model.config.text_config.num_hidden_layers
+    if layers > depth:
+        raise ValueError(f"layers={layers} is more than the model's {depth} decoder layers")
 
 
 def check_call(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
