@@ -176,9 +176,8 @@ class DecodingLoop:
         if method.steers and any(self._video_tokens):
             self.steering = Steering(model, method, cache, video_mask)
             if method.first_token:
-                cached = cache.layers[-1].values.shape[2]
                 kind = model.config._attn_implementation
-                tail.kwargs["attention_mask"] = tail_mask(attention_mask, cached, kind, tail.args[0].dtype)
+                tail.kwargs["attention_mask"] = tail_mask(attention_mask, cache.layers[-1], kind)
         return outputs, tail
 
     def _steer(self, token: int, logits: Tensor, tail: TailInputs | None, unfinished: Tensor) -> Tensor:

@@ -231,19 +231,25 @@ def _updating(layer: CacheLayerMixin, *, append: bool, leaves: list[Tensor] | No
         del layer.update
 
 
-def tail_mask(attention_mask: Tensor | None, cached_tokens: int, attn_implementation: str, dtype: torch.dtype):
-    """The attention mask of one query, the last token, over a cache of ``cached_tokens``.
+def tail_mask(attention_mask: Tensor | None, layer: CacheLayerMixin, attn_implementation: str) -> Tensor | None:
+    """The attention mask of one query, the last token cached, over all that ``layer`` holds room for.
 
     Args:
         attention_mask: (batch, tokens) or None where nothing is padded.
+        layer: A prefilled cache layer; a static one is longer than its tokens.
 
     Returns:
-        None where every cached entry may be seen; else (batch, 1, 1, cached_tokens), bool for sdpa and additive for
-        eager, or the two-dimensional mask for flash attention.
+        None where every entry may be seen; else (batch, 1, 1, entries), bool for sdpa and additive for eager, or the
+        two-dimensional mask for flash attention.
     """
-    if attention_mask is None or "flash" in attn_implementation:
+    values = layer.values
+    batch, entries, tokens = values.shape[0], values.shape[2], int(layer.get_seq_length())
+    if "flash" in attn_implementation or (attention_mask is None and tokens == entries):
         return attention_mask
-    seen = nn.functional.pad(attention_mask.bool(), (0, cached_tokens - attention_mask.shape[1]))[:, None, None]
+    if attention_mask is None:
+        attention_mask = torch.ones((batch, tokens), dtype=torch.bool, device=values.device)
+    seen = nn.functional.pad(attention_mask.bool(), (0, entries - tokens))[:, None, None]
     if attn_implementation == "sdpa":
         return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    mask = torch.zeros(seen.shape, dtype=values.dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(values.dtype).min)
