@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGene
 from transformers.utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.journal import file_identity
-from lmms_eval_vreason.options import ModelOptions, VideoOptions
+from lmms_eval_vreason.options import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,8 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
     return model.eval().requires_grad_(False)
 
 
-def load_processor(checkpoint: Checkpoint, video: VideoOptions):
+def load_processor(checkpoint: Checkpoint):
     """The checkpoint's processor, padding on the left."""
-    processor = AutoProcessor.from_pretrained(
-        checkpoint.source,
-        revision=checkpoint.revision,
-        min_pixels=video.min_pixels,
-        max_pixels=video.max_pixels,
-        trust_remote_code=False,
-    )
+    processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
     return processor

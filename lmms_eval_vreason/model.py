@@ -51,7 +51,7 @@ class Qwen2_5_VL_VReason(lmms):
             self._run_settings = _run_settings(self.options, checkpoint, dtype)
             self._journal = self._open_journal()
             self._model = load_model(checkpoint, self.options.model, self.device)
-            self.processor = load_processor(checkpoint, self.options.video)
+            self.processor = load_processor(checkpoint)
         self.batch_size_per_gpu = self.options.model.batch_size
 
     @property
@@ -71,9 +71,7 @@ class Qwen2_5_VL_VReason(lmms):
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError(
-            "qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until"
-        )
+        raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
 
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)

@@ -91,9 +91,11 @@ def read_video(media: Media, options: VideoOptions) -> Frames:
     Raises:
         MediaError: The file cannot be opened or decoded.
     """
-    from qwen_vl_utils.vision_process import fetch_video
+    from qwen_vl_utils.vision_process import VIDEO_MAX_TOKEN_NUM, fetch_video
 
-    element: dict[str, Any] = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+    # What qwen-vl-utils allows a frame at most; asked for more, it warns at every video.
+    most = VIDEO_MAX_TOKEN_NUM * (2 * 14) ** 2
+    element: dict[str, Any] = {"min_pixels": options.min_pixels, "max_pixels": min(options.max_pixels, most)}
     if isinstance(media.source, list | tuple):
         return _given_frames(media.source, element, options)
     clip = probe(media)

@@ -1,0 +1,111 @@
+"""The real command, offline: stock tasks unmodified, this class beside lmms-eval's own, two processes, wrong arguments."""
+
+import pytest
+from offline import run_lmms_eval
+
+pytestmark = pytest.mark.cli
+
+SMALL = {"max_pixels": 200704, "max_num_frames": 4}
+THINKING = {"max_thinking_tokens": 16, "max_answer_tokens": 6}
+STOCK_TASKS = ("videomme", "mvbench_moving_direction", "vsibench")
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_checkpoint):
+    return {"pretrained": tiny_checkpoint, "device": "cpu", **SMALL}
+
+
+@pytest.fixture(scope="module")
+def thinking_run(offline, arguments, tmp_path_factory):
+    """Stock tasks, unmodified, under V-Reason."""
+    output = tmp_path_factory.mktemp("thinking")
+    return run_lmms_eval(
+        offline.env,
+        model="qwen2_5_vl_vreason",
+        model_args={**arguments, **THINKING},
+        tasks=STOCK_TASKS,
+        output=output,
+        extra=("--limit", "4"),
+    ), output
+
+
+def test_stock_tasks_are_scored_and_their_samples_hold_thinking_and_bare_answer(thinking_run):
+    run, _ = thinking_run
+    assert run.returncode == 0
+    for task in STOCK_TASKS:
+        scores = [v for k, v in run.results["results"][task].items() if k.split(",")[0] not in ("alias", "samples")]
+        assert scores
+        assert len(run.samples[task]) == 4
+        for sample in run.samples[task]:
+            raw, answer = sample["resps"][0], sample["filtered_resps"][0]
+            raw, answer = (text[0] if isinstance(text, list) else text for text in (raw, answer))
+            assert raw.startswith("<think>\n")
+            assert raw == f"{raw.partition('</think>')[0]}</think>\n{answer}"
+            counts = sample["token_counts"][0]
+            limit = THINKING["max_thinking_tokens"] + THINKING["max_answer_tokens"] + 12
+            assert 0 < counts["reasoning_tokens"] <= counts["output_tokens"] <= limit
+            assert counts["input_tokens"] > 100
+
+
+def test_the_run_says_that_it_was_on_and_where_its_journal_is(thinking_run):
+    run, output = thinking_run
+    assert "12 of 12 samples steered" in run.log
+    assert list((output / "vreason_journal").glob("*-rank0.jsonl"))
+
+
+def test_without_method_and_thinking_the_answers_are_the_stock_class_s(offline, arguments, tmp_path):
+    same = {"tasks": ["videomme"], "extra": ("--limit", "4")}
+    stock = run_lmms_eval(
+        offline.env,
+        model="qwen2_5_vl",
+        model_args={**arguments, "device_map": "cpu"},
+        output=tmp_path / "stock",
+        **same,
+    )
+    ours = run_lmms_eval(
+        offline.env,
+        model="qwen2_5_vl_vreason",
+        # The stock class loads bfloat16 whatever the device.
+        model_args={**arguments, "dtype": "bfloat16", "policy": "off", "thinking": "off"},
+        output=tmp_path / "ours",
+        **same,
+    )
+    # The stock class ignores `until`, lmms-eval's default end of an answer.
+    expected = {s["doc_id"]: s["resps"][0][0].split("\n\n")[0] for s in stock.samples["videomme"]}
+    assert {s["doc_id"]: s["resps"][0][0] for s in ours.samples["videomme"]} == expected
+    assert any(expected.values())
+
+
+def test_two_processes_answer_as_one(offline, arguments, thinking_run, tmp_path):
+    run = run_lmms_eval(
+        {**offline.env, "ACCELERATE_USE_CPU": "true"},
+        model="qwen2_5_vl_vreason",
+        model_args={**arguments, **THINKING},
+        tasks=["videomme"],
+        output=tmp_path,
+        extra=("--limit", "4"),
+        launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"),
+    )
+    alone, _ = thinking_run
+    texts = [{s["doc_id"]: s["resps"] for s in r.samples["videomme"]} for r in (run, alone)]
+    assert texts[0] == texts[1]
+    assert len(list((tmp_path / "vreason_journal").glob("*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"polcy": "switch"}, "did you mean policy"), ({"pretrained": "no/where"}, "neither a folder with a checkpoint")],
+)
+def test_a_wrong_argument_is_one_line_and_the_exit_code_says_so(offline, arguments, tmp_path, wrong, words):
+    run = run_lmms_eval(
+        offline.env,
+        model="qwen2_5_vl_vreason",
+        model_args={**arguments, **wrong},
+        tasks=["videomme"],
+        output=tmp_path,
+        check=False,
+    )
+    assert run.returncode == 1
+    (line,) = [line for line in run.log.splitlines() if line.startswith("qwen2_5_vl_vreason: ")]
+    assert words in line
+    assert "Loading weights" not in run.log
