@@ -18,6 +18,30 @@ def add_commands(subparsers) -> None:
     report.add_argument("--resamples", type=_positive, default=2000, help="of the bootstrap (default: %(default)s)")
     report.set_defaults(run=_report)
 
+    plot = subparsers.add_parser("plot", help="draw one sample: frames, text coloured by entropy, traces")
+    plot.add_argument("sample", metavar="RUN[#TASK/DOC]", help="a run with a journal, or a journal, and which sample "
+                      "(default: the first steered one)")  # fmt: skip
+    plot.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.png and PREFIX.svg (default: "
+                      "<task>-<doc>)")  # fmt: skip
+    plot.set_defaults(run=_plot)
+
+    flips = subparsers.add_parser("flips", help="questions that one run gets right and the other wrong")
+    flips.add_argument("first", metavar="A", help=_RUN)
+    flips.add_argument("second", metavar="B", help="the run to compare with A")
+    flips.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.html and PREFIX.txt")
+    flips.add_argument("--limit", type=int, default=5, metavar="N", help="print at most N (default: %(default)s; the "
+                       "files hold all)")  # fmt: skip
+    flips.set_defaults(run=_flips)
+
+    submit = subparsers.add_parser("submit", help="the answer file of a leaderboard, checked for completeness")
+    submit.add_argument("benchmark", help="videomme, mvbench or tempcompass (the others have no form)")
+    submit.add_argument("first", metavar="RUN", help=_RUN)
+    submit.add_argument(
+        "--output", type=Path, default=Path("submission"), metavar="FOLDER", help="default: %(default)s"
+    )
+    submit.add_argument("--chain", action="store_true", help="submit the whole text, chain of thought included")
+    submit.set_defaults(run=_submit)
+
 
 def _positive(text: str) -> int:
     value = int(text)
@@ -48,3 +72,49 @@ def _report(args: argparse.Namespace) -> int:
         written.append(write_page(report_page(comparison, figures), args.output.with_name(f"{args.output.name}.html")))
         console.print("wrote " + ", ".join(map(str, written)), markup=False, highlight=False)
     return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from lmms_eval_vreason.report.figures import save
+    from lmms_eval_vreason.report.sample_figure import find_sample, sample_figure
+
+    notices: list[str] = []
+    record = find_sample(args.sample, notices)
+    prefix = args.output or Path(f"{record['task']}-{record['doc_id']}")
+    for path in save(sample_figure(record), prefix):
+        print(f"wrote {path}")
+    _say(notices)
+    return 0
+
+
+def _flips(args: argparse.Namespace) -> int:
+    from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
+    from lmms_eval_vreason.report.page import write_page
+    from lmms_eval_vreason.report.runs import read_run
+
+    runs = [read_run(args.first), read_run(args.second)]
+    labels = (runs[0].label, runs[1].label)
+    flips = find_flips((args.first, runs[0]), (args.second, runs[1]))
+    print(summary(flips, labels) + "\n")
+    print("\n".join(as_text(flips[: args.limit])))
+    if args.output:
+        texts = {".html": as_page(flips, labels), ".txt": "\n".join(as_text(flips))}
+        for suffix, text in texts.items():
+            print(f"wrote {write_page(text, args.output.with_name(args.output.name + suffix))}")
+    _say([f"{run.label}: {notice}" for run in runs for notice in run.notices])
+    return 0
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from lmms_eval_vreason.report.submit import submission, write_submission
+
+    contents, notices = submission(args.benchmark, args.first, chain=args.chain)
+    for path in write_submission(contents, args.output):
+        print(f"wrote {path}")
+    _say(notices)
+    return 0
+
+
+def _say(notices: list[str]) -> None:
+    for notice in notices:
+        print(f"Note: {notice}", file=sys.stderr)

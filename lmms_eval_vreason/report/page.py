@@ -23,7 +23,8 @@ td.text, th.text { text-align: left; } td.long { white-space: normal; overflow-w
 tr.block td { border-top: 1px solid #bbb; } tr.published td { color: #666; font-style: italic; }
 .notes { font-size: 0.82rem; color: #444; } .warning { border-left: 4px solid #D55E00; padding: 0.4rem 0.8rem;
 background: #fdf3ec; margin: 0.4rem 0; overflow-wrap: anywhere; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: 0.84rem; color: #444; }
+figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { font-size: 0.84rem; color: #444; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 0.6rem; margin: 0.3rem 0;
 font-size: 0.82rem; max-height: 26rem; overflow-y: auto; }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1rem; }

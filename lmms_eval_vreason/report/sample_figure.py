@@ -1,0 +1,190 @@
+"""One journal sample as a figure: frames, question, the text coloured by entropy, the answer, and the traces."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_alpha, draw_change
+from lmms_eval_vreason.report.journals import find_journals
+from lmms_eval_vreason.report.reading import read_json_lines
+
+_COLUMNS = 112  # characters a line of the coloured text
+_LINE = 0.155  # inches a line
+_THUMBNAILS = 6
+_QUESTION_LINES = 14
+# White to a blue on which black text stays legible; its lightness alone carries the value, so it prints in grey.
+_HEAT = LinearSegmentedColormap.from_list("entropy", ["#ffffff", "#56B4E9"])
+
+
+def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
+    """The journal line that ``RUN[#TASK/DOC]`` names; without a name the first steered sample.
+
+    Args:
+        argument: an output folder of lmms-eval with a journal, a journal folder or a journal file.
+        notices: receives one sentence a finding about the files.
+
+    Raises:
+        ValueError: there is no journal, or no such sample with a trace; the message says what there is.
+    """
+    place, _, name = argument.partition("#")
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    files = [path] if path.suffix == ".jsonl" and "_samples_" not in path.name else find_journals(path)
+    files = files or sorted(path.glob("*.jsonl") if path.is_dir() else [])
+    if not files:
+        raise ValueError(f"{path} has no vreason_journal: only runs of qwen2_5_vl_vreason leave traces")
+    found, known = None, []
+    for file in files:
+        for record in read_json_lines(file, notices):
+            if record.get("kind") != "sample" or not record.get("trace"):
+                continue
+            known.append(f"{record['task']}/{record['doc_id']}")
+            if name == known[-1] or (not name and found is None and record["trace"]["updates"]):
+                found = record
+    if found is None:
+        raise ValueError(
+            f"{path}: no {'traced sample ' + name if name else 'steered sample'}; "
+            f"there are {len(known)} with a trace" + (f", as {path}#{known[0]}" if known else "")
+        )
+    return found
+
+
+def sample_figure(record: Mapping[str, Any]) -> Figure:
+    """Draws one sample.
+
+    Args:
+        record: a journal line of kind ``sample`` with a trace.
+    """
+    trace = record["trace"]
+    tokens = trace["tokens"]
+    question = _question_lines(record["prompt"])
+    placed, lines = flow(tokens, _COLUMNS)
+    heights = [1.15, 0.25 + _LINE * len(question), 0.35 + _LINE * lines, 1.7, 0.9, 1.0, 1.0]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, sum(heights) + 0.9), layout="constrained")
+        figure.suptitle(
+            f"{record['task']}, document {record['doc_id']} · answer: {_short(record['answer'])}", fontsize=10
+        )
+        axes = figure.subplots(len(heights), 1, height_ratios=heights)
+        _draw_frames(axes[0], record["media"])
+        _draw_question(axes[1], question)
+        scale = Normalize(0, max(float(np.nanmax(np.array(trace["entropy"], dtype=float), initial=0)), 1e-3))
+        _draw_text(axes[2], placed, trace["entropy"], lines, scale)
+        bar = figure.colorbar(ScalarMappable(scale, _HEAT), ax=axes[2], location="right", fraction=0.02, pad=0.01)
+        bar.set_label("entropy (nats)", fontsize=7)
+        _draw_traces(axes[3:], trace)
+    return figure
+
+
+def _short(text: str, width: int = 60) -> str:
+    return textwrap.shorten(text, width, placeholder=" …") or "none"
+
+
+def _question_lines(prompt: str) -> list[str]:
+    lines = [part for line in prompt.strip().splitlines() for part in (textwrap.wrap(line, _COLUMNS) or [""])]
+    return lines if len(lines) <= _QUESTION_LINES else [*lines[: _QUESTION_LINES - 1], "…"]
+
+
+def flow(tokens: Sequence[str], columns: int) -> tuple[list[tuple[int, int, int, str]], int]:
+    """Places token pieces on lines of a fixed width.
+
+    Returns:
+        (token index, column, line, text) of each piece, longer tokens cut, and the number of lines.
+    """
+    placed, column, line = [], 0, 0
+    for index, token in enumerate(tokens):
+        for number, piece in enumerate(token.split("\n")):
+            if number:
+                column, line = 0, line + 1
+            if column and column + len(piece) > columns:
+                column, line = 0, line + 1
+            for part in textwrap.wrap(piece, columns, drop_whitespace=False) if len(piece) > columns else [piece]:
+                if column and column + len(part) > columns:
+                    column, line = 0, line + 1
+                if part:
+                    placed.append((index, column, line, part))
+                column += len(part)
+    return placed, line + 1
+
+
+def _draw_frames(axes: Axes, media: Sequence[str]) -> None:
+    axes.axis("off")
+    if not media:
+        axes.text(0.5, 0.5, "no video", ha="center", transform=axes.transAxes)
+        return
+    try:
+        frames = thumbnails(Path(media[0]), _THUMBNAILS)
+    except (OSError, RuntimeError) as error:
+        axes.text(0.5, 0.5, f"frames of {Path(media[0]).name} cannot be read: {_short(str(error))}", ha="center",
+                  transform=axes.transAxes, fontsize=8)  # fmt: skip
+        return
+    gap = 0.01
+    width = (1 - gap * (_THUMBNAILS - 1)) / _THUMBNAILS
+    for index, frame in enumerate(frames):
+        inset = axes.inset_axes((index * (width + gap), 0, width, 1))
+        inset.imshow(frame)
+        inset.axis("off")
+
+
+def thumbnails(path: Path, count: int) -> list[np.ndarray]:
+    """``count`` frames evenly over a video (or the one image), each (height, width, 3) uint8.
+
+    Raises:
+        OSError: the file is missing or unreadable.
+    """
+    if not path.exists():
+        raise FileNotFoundError("no such file")
+    if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+        return [np.asarray(Image.open(path).convert("RGB"))]
+    import decord  # reading frames is only needed here, and decord is slow to load
+
+    reader = decord.VideoReader(str(path))
+    indices = np.linspace(0, len(reader) - 1, count).round().astype(int)
+    return list(reader.get_batch(indices).asnumpy())
+
+
+def _draw_question(axes: Axes, lines: Sequence[str]) -> None:
+    axes.axis("off")
+    axes.text(0, 1, "\n".join(lines), va="top", transform=axes.transAxes, fontsize=7.5, family="monospace",
+              linespacing=1.25)  # fmt: skip
+
+
+def _draw_text(axes: Axes, placed, entropy: Sequence[float | None], lines: int, scale: Normalize) -> None:
+    axes.axis("off")
+    axes.set_xlim(0, _COLUMNS)
+    axes.set_ylim(lines, -0.2)
+    for index, column, line, text in placed:
+        value = entropy[index] if index < len(entropy) else None
+        if value is not None:
+            axes.add_patch(Rectangle((column, line), len(text), 0.92, color=_HEAT(scale(value)), linewidth=0))
+        axes.text(column, line + 0.72, text, fontsize=7.2, family="monospace")
+
+
+def _draw_traces(axes: Sequence[Axes], trace: Mapping[str, Any]) -> None:
+    x = np.arange(1, len(trace["entropy"]) + 1)
+    curves = (("entropy", "entropy", "-", 0.9), ("ema", "moving average", "--", 1.6), ("peak", "its peak", ":", 1.4))
+    for (name, label, line, width), colour in zip(curves, (COLOURS[5], COLOURS[0], COLOURS[1]), strict=True):
+        axes[0].plot(x, np.array(trace[name], dtype=float), line, color=colour, linewidth=width, label=label)
+    axes[0].set_ylabel("nats")
+    axes[0].legend(loc="upper right", ncols=3, fontsize=7)
+    draw_alpha(axes[1], trace)
+    draw_change(axes[2], trace)
+    axes[3].plot(x, np.array(trace["shift"], dtype=float), color=COLOURS[2])
+    axes[3].set_ylabel("‖ΔV‖ / ‖V‖")
+    axes[3].set_ylim(bottom=0)
+    axes[3].set_xlabel("Generated token" + (f" (not steered: {trace['note']})" if trace["note"] else ""))
+    for one in axes[:4]:
+        one.set_xlim(0.5, len(x) + 0.5)
+    for one in axes[:3]:
+        one.tick_params(labelbottom=False)

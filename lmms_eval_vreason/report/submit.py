@@ -1,0 +1,169 @@
+"""Leaderboard files, checked for completeness before they are written.
+
+Which forms exist: Video-MME has an official JSON template (github.com/MME-Benchmarks/Video-MME, ``evaluation/
+output_test_template.json``); MVBench's leaderboard takes ``upload_leaderboard.json`` (github.com/OpenGVLab/
+Ask-Anything, ``video_chat2/mvbench.ipynb``); TempCompass scores one prediction file a question type (github.com/llyx97/
+TempCompass). MMVU runs submissions itself from code, VideoMMMU and VSI-Bench publish no form.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmms_eval_vreason.report.benchmarks import part_of
+from lmms_eval_vreason.report.reading import read_json, read_json_lines
+from lmms_eval_vreason.report.runs import SamplesFile, find_samples, parse_run
+from lmms_eval_vreason.report.scores import answer_of, response_of, score_of
+
+NO_FORM = {
+    "mmvu": "MMVU's hidden test set is run by its authors from your code; no answer file is taken",
+    "videommmu": "VideoMMMU has no submission form: report the results file of lmms-eval",
+    "vsibench": "VSI-Bench has no submission form: report the results file of lmms-eval",
+}
+_MVBENCH_QUESTIONS = 200
+_TEMPCOMPASS = {
+    "tempcompass_multi_choice": "multi-choice",
+    "tempcompass_yes_no": "yes_no",
+    "tempcompass_caption_matching": "caption_matching",
+    "tempcompass_captioning": "captioning",
+}
+Documents = Callable[[Mapping[str, Any]], Any]
+
+
+def load_documents(config: Mapping[str, Any]) -> Any:
+    """The task's documents in order, from the cache that the run has filled.
+
+    Args:
+        config: the task's entry in the results file's ``configs``.
+    """
+    from datasets import load_dataset  # seconds to import, and wanted for two benchmarks only
+
+    split = config.get("test_split") or config.get("validation_split")
+    return load_dataset(config["dataset_path"], config.get("dataset_name"), split=split)
+
+
+def submission(
+    benchmark: str, argument: str, *, chain: bool = False, documents: Documents = load_documents
+) -> tuple[dict[str, Any], list[str]]:
+    """The files of a submission.
+
+    Args:
+        benchmark: ``videomme``, ``mvbench`` or ``tempcompass``.
+        argument: the run, as ``[label=]path[#tasks]``.
+        chain: put the whole text in, chain of thought included, instead of the bare answer.
+        documents: a task's config → its documents in order (for Video-MME and TempCompass).
+
+    Returns:
+        File name → content, and sentences about what is worth knowing.
+
+    Raises:
+        ValueError: the benchmark has no form, or the run is incomplete; the message says what is missing.
+    """
+    name = benchmark.lower().replace("-", "").replace("_", "")
+    if name in NO_FORM:
+        raise ValueError(NO_FORM[name])
+    forms = {"videomme": _videomme, "mvbench": _mvbench, "tempcompass": _tempcompass}
+    if name not in forms:
+        raise ValueError(f"{benchmark!r} is none of {', '.join([*forms, *NO_FORM])}")
+    notices: list[str] = []
+    _, path, pattern = parse_run(argument)
+    files = [file for file in find_samples(path, notices, pattern) if part_of(file.task).startswith(name)]
+    if not files:
+        raise ValueError(f"{path} holds no samples of {benchmark}")
+    parts = [part_of(file.task) for file in files]
+    twice = {part for part in parts if parts.count(part) > 1}
+    if twice:
+        raise ValueError(f"{path} holds {', '.join(sorted(twice))} under two prompts: choose with {path}#<task names>")
+    return forms[name](files, chain, documents, notices), notices
+
+
+def write_submission(contents: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes the files into a folder and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in contents]
+    for path in paths:
+        path.write_text(json.dumps(contents[path.name], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return paths
+
+
+def _responses(file: SamplesFile, chain: bool, notices: list[str]) -> dict[int, str]:
+    text = response_of if chain else answer_of
+    return {sample["doc_id"]: text(sample) for sample in read_json_lines(file.path, notices) if "doc_id" in sample}
+
+
+def _config(file: SamplesFile) -> dict[str, Any]:
+    if file.results is None:
+        raise ValueError(f"{file.path.name} has no results file beside it, which names the dataset")
+    return read_json(file.results)["configs"][file.task]
+
+
+def _complete(file: SamplesFile, responses: Mapping[int, str], expected: int) -> None:
+    missing = sorted(set(range(expected)) - set(responses))
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+        raise ValueError(
+            f"{file.task}: {len(missing)} of {expected} questions have no answer (doc_id {shown}); "
+            "run the whole task before submitting"
+        )
+
+
+def _say_empty(task: str, responses: Mapping[int, str], notices: list[str]) -> None:
+    empty = sum(not response for response in responses.values())
+    if empty:
+        notices.append(f"{task}: {empty} answers are empty and are submitted as they are")
+
+
+def _videomme(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
+    (file,) = files
+    docs, responses = documents(_config(file)), _responses(file, chain, notices)
+    _complete(file, responses, len(docs))
+    _say_empty(file.task, responses, notices)
+    videos: dict[str, dict[str, Any]] = {}
+    for doc_id, doc in enumerate(docs):
+        head = {name: doc[name] for name in ("video_id", "duration", "domain", "sub_category")}
+        question = {name: doc[name] for name in ("question_id", "task_type", "question", "options", "answer")}
+        video = videos.setdefault(doc["video_id"], head | {"questions": []})
+        video["questions"].append(question | {"response": responses[doc_id]})
+    return {"videomme.json": list(videos.values())}
+
+
+def _mvbench(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
+    if chain:
+        notices.append("MVBench's form holds accuracies alone: there is no place for the chain of thought")
+    shares, right, total = {}, 0.0, 0
+    for file in sorted(files, key=lambda file: file.task):
+        samples = {sample["doc_id"]: sample for sample in read_json_lines(file.path, notices)}
+        _complete(file, dict.fromkeys(samples, ""), _MVBENCH_QUESTIONS)
+        scores = [score_of(sample, file.task, "MVBench", ["score"])[2] for sample in samples.values()]
+        shares[_mvbench_name(file.task)] = 100 * sum(scores) / len(scores)
+        right, total = right + sum(scores), total + len(scores)
+    if len(shares) != 20:
+        raise ValueError(f"MVBench has 20 subtasks, the run {len(shares)}: {', '.join(shares)}")
+    return {"upload_leaderboard.json": shares | {"Avg": 100 * right / total}}
+
+
+def _mvbench_name(task: str) -> str:
+    words = part_of(task).removeprefix("mvbench_").split("_")
+    return " ".join(word.capitalize() for word in words).replace("Fine Grained", "Fine-grained")
+
+
+def _tempcompass(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
+    contents = {}
+    for file in files:
+        docs, responses = documents(_config(file)), _responses(file, chain, notices)
+        _complete(file, responses, len(docs))
+        _say_empty(file.task, responses, notices)
+        videos: dict[str, dict[str, list]] = {}
+        for doc_id, doc in enumerate(docs):
+            entry = {
+                "question": doc["question"],
+                "answer": doc.get("answer", doc.get("mc_answer")),
+                "prediction": responses[doc_id],
+            }
+            videos.setdefault(doc["video_id"], {}).setdefault(doc["dim"], []).append(entry)
+        contents[f"{_TEMPCOMPASS[part_of(file.task)]}.json"] = videos
+    missing = [name for name in _TEMPCOMPASS.values() if f"{name}.json" not in contents]
+    if missing:
+        notices.append(f"TempCompass has four question types; the run lacks {', '.join(missing)}")
+    return contents
