@@ -24,6 +24,7 @@ from datasets import Dataset, DatasetInfo, SplitDict, SplitInfo
 from datasets.arrow_writer import ArrowWriter
 from datasets.naming import camelcase_to_snakecase
 from offline_documents import benchmarks
+from offline_further import SUBTITLES, further_benchmarks
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lmms_eval_vreason.shapes.architecture import random_checkpoint, save_checkpoint
@@ -58,12 +59,14 @@ class OfflineBenchmarks:
     Attributes:
         env: the whole environment for a subprocess (a copy of this one with ``HF_HOME``, ``HF_HUB_OFFLINE=1``, …).
         tasks: names of the stock tasks that run on it, all six benchmarks (of MVBench all twenty subtasks).
+        further: names of further stock video tasks that run on it.
         videos: the distinct mp4 files, in the order in which documents use them.
         home: the ``HF_HOME`` folder.
     """
 
     env: dict[str, str]
     tasks: tuple[str, ...]
+    further: tuple[str, ...]
     videos: tuple[Path, ...]
     home: Path
 
@@ -117,15 +120,13 @@ def build(root: Path, *, docs: int = MINIMUM_DOCS) -> OfflineBenchmarks:
         raise ValueError(f"docs={docs}: vsibench cannot be aggregated on fewer than {MINIMUM_DOCS} documents")
     home = root / "hf_home"
     videos = tuple(write_video(root / "videos" / f"{seed}.mp4", seed=seed) for seed in range((docs + 1) // 2))
-    tasks: list[str] = []
-    for repository, config, split, rows, files, names in benchmarks(docs):
-        _write_dataset(home / "datasets", repository, config, split, rows)
-        for index, file in enumerate(files):
-            target = home / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(videos[index // 2], target)
-        tasks.extend(names)
-    return OfflineBenchmarks(env=_environment(root, home), tasks=tuple(tasks), videos=videos, home=home)
+    tasks = _lay(home, videos, benchmarks(docs))
+    further = _lay(home, videos, further_benchmarks(docs))
+    for video in (home / "videomathqa" / "videos").iterdir():
+        subtitles = home / "videomathqa" / "subtitles" / f"{video.stem}.srt"
+        subtitles.parent.mkdir(exist_ok=True)
+        subtitles.write_text(SUBTITLES)
+    return OfflineBenchmarks(_environment(root, home), tasks, further, videos, home)
 
 
 def run_lmms_eval(
@@ -189,6 +190,19 @@ def scripted_checkpoint(folder: Path, text: str) -> Path:
         model.lm_head.weight.zero_()
         model.lm_head.weight[chain[1:]] = embeddings[chain[:-1]]
     return save_checkpoint(model, processor, folder)
+
+
+def _lay(home: Path, videos: Sequence[Path], datasets: Iterable[tuple]) -> tuple[str, ...]:
+    """Writes datasets and their videos; two neighbouring documents share one. Gives the names of the tasks."""
+    tasks: list[str] = []
+    for repository, config, split, rows, files, names in datasets:
+        _write_dataset(home / "datasets", repository, config, split, rows)
+        for index, file in enumerate(files):
+            target = home / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(videos[index // 2], target)
+        tasks.extend(names)
+    return tuple(tasks)
 
 
 def _environment(root: Path, home: Path) -> dict[str, str]:

@@ -52,11 +52,11 @@ def benchmarks(docs: int) -> Iterable[tuple[str, str, str, list[dict], list[str]
         yield "lmms-eval/VideoMMMU", config, "test", rows, files, [f"video_mmmu_{config.lower()}"]
 
 
-def _gold(index: int) -> str:
+def gold(index: int) -> str:
     return "BA"[index % 2]
 
 
-def _question(index: int) -> str:
+def question(index: int) -> str:
     return f"Which shape moves to the right in part {index}?"
 
 
@@ -70,9 +70,9 @@ def _videomme(index: int) -> dict:
         "videoID": f"clip{index // 2}",
         "question_id": f"{index // 2:03d}-{index % 2 + 1}",
         "task_type": "Action Recognition",
-        "question": _question(index),
+        "question": question(index),
         "options": OPTIONS,
-        "answer": _gold(index),
+        "answer": gold(index),
     }
 
 
@@ -84,15 +84,15 @@ def _vsibench(index: int) -> dict:
         "dataset": "arkitscenes",
         "scene_name": f"scene{index // 2}",
         "question_type": kind,
-        "question": f"How many shapes are in part {index}?" if numeric else _question(index),
-        "ground_truth": "4" if numeric else _gold(index),
+        "question": f"How many shapes are in part {index}?" if numeric else question(index),
+        "ground_truth": "4" if numeric else gold(index),
         "options": None if numeric else OPTIONS,
     }
 
 
 def _mvbench(index: int) -> dict:
-    answer = WORDS["ABCD".index(_gold(index))]
-    return {"video": f"clip{index // 2}.mp4", "question": _question(index), "candidates": list(WORDS), "answer": answer}
+    answer = WORDS["ABCD".index(gold(index))]
+    return {"video": f"clip{index // 2}.mp4", "question": question(index), "candidates": list(WORDS), "answer": answer}
 
 
 def _tempcompass(index: int, config: str) -> dict:
@@ -100,11 +100,11 @@ def _tempcompass(index: int, config: str) -> dict:
     if config == "yes_no":
         return row | {"question": "Does the square move to the right?", "answer": ("yes", "no")[index % 2]}
     if config == "multi-choice":
-        question, options = _question(index), OPTIONS
+        text, options = question(index), OPTIONS
     else:
-        question, options = "Which caption fits the video better?", ["Caption A: A circle.", "Caption B: A square."]
-    answer = options["AB".index(_gold(index))]
-    return row | {"question": "\n".join([question, *options]), "answer": answer}
+        text, options = "Which caption fits the video better?", ["Caption A: A circle.", "Caption B: A square."]
+    answer = options["AB".index(gold(index))]
+    return row | {"question": "\n".join([text, *options]), "answer": answer}
 
 
 def _mmvu(index: int) -> dict:
@@ -114,9 +114,9 @@ def _mmvu(index: int) -> dict:
         "id": f"validation_{index}",
         "video_path": f"videos/Chemistry/{index // 2}.mp4",
         "question_type": "open-ended" if open_ended else "multiple-choice",
-        "question": "Which search is shown?" if open_ended else _question(index),
+        "question": "Which search is shown?" if open_ended else question(index),
         "choices": dict(zip("ABCDE", words, strict=True)),
-        "answer": "depth-first search" if open_ended else _gold(index),
+        "answer": "depth-first search" if open_ended else gold(index),
     }
 
 
@@ -124,8 +124,8 @@ def _videommmu(index: int, config: str) -> dict:
     open_ended = config == "Adaptation" and index % 4 == 3
     return {
         "id": f"validation_Art_Theory_{index}",
-        "question": "How many shapes are there?" if open_ended else _question(index),
+        "question": "How many shapes are there?" if open_ended else question(index),
         "options": [] if open_ended else list(WORDS),
-        "answer": "4" if open_ended else _gold(index),
+        "answer": "4" if open_ended else gold(index),
         "question_type": "open" if open_ended else "multiple-choice",
     }

@@ -21,6 +21,10 @@ _FILES = {
     "tempcompass": "tempcompass/_default_template_yaml",
     "mmvu": "mmvu/mmvu_val.yaml",
     "videommmu": "videommmu/_default_template_yaml",
+    "videomathqa_mcq": "videomathqa/videomathqa_mcq_w_subtitle.yaml",
+    "videomathqa_mcq_cot": "videomathqa/videomathqa_mcq_cot_w_subtitle.yaml",
+    "videomathqa_mbin": "videomathqa/videomathqa_mbin_w_subtitle.yaml",
+    "videomathqa_mbin_cot": "videomathqa/videomathqa_mbin_cot_w_subtitle.yaml",
 }
 
 
