@@ -1,4 +1,4 @@
-"""The real command, offline: stock tasks unmodified, this class beside lmms-eval's own, two processes, wrong arguments."""
+"""The real command, offline: unmodified stock tasks, this class beside lmms-eval's, two processes, wrong arguments."""
 
 import pytest
 from offline import run_lmms_eval
@@ -8,6 +8,13 @@ pytestmark = pytest.mark.cli
 SMALL = {"max_pixels": 200704, "max_num_frames": 4}
 THINKING = {"max_thinking_tokens": 16, "max_answer_tokens": 6}
 STOCK_TASKS = ("videomme", "mvbench_moving_direction", "vsibench")
+
+
+def text(responses):
+    """The one text in a sample's responses, which lmms-eval nests when there are several."""
+    while isinstance(responses, list):
+        (responses,) = responses
+    return responses
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +44,7 @@ def test_stock_tasks_are_scored_and_their_samples_hold_thinking_and_bare_answer(
         assert scores
         assert len(run.samples[task]) == 4
         for sample in run.samples[task]:
-            raw, answer = sample["resps"][0], sample["filtered_resps"][0]
-            raw, answer = (text[0] if isinstance(text, list) else text for text in (raw, answer))
+            raw, answer = text(sample["resps"]), text(sample["filtered_resps"])
             assert raw.startswith("<think>\n")
             assert raw == f"{raw.partition('</think>')[0]}</think>\n{answer}"
             counts = sample["token_counts"][0]
@@ -71,8 +77,8 @@ def test_without_method_and_thinking_the_answers_are_the_stock_class_s(offline, 
         **same,
     )
     # The stock class ignores `until`, lmms-eval's default end of an answer.
-    expected = {s["doc_id"]: s["resps"][0][0].split("\n\n")[0] for s in stock.samples["videomme"]}
-    assert {s["doc_id"]: s["resps"][0][0] for s in ours.samples["videomme"]} == expected
+    expected = {s["doc_id"]: text(s["filtered_resps"]).split("\n\n")[0] for s in stock.samples["videomme"]}
+    assert {s["doc_id"]: text(s["filtered_resps"]) for s in ours.samples["videomme"]} == expected
     assert any(expected.values())
 
 
@@ -84,10 +90,10 @@ def test_two_processes_answer_as_one(offline, arguments, thinking_run, tmp_path)
         tasks=["videomme"],
         output=tmp_path,
         extra=("--limit", "4"),
-        launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"),
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
     )
     alone, _ = thinking_run
-    texts = [{s["doc_id"]: s["resps"] for s in r.samples["videomme"]} for r in (run, alone)]
+    texts = [{s["doc_id"]: text(s["filtered_resps"]) for s in r.samples["videomme"]} for r in (run, alone)]
     assert texts[0] == texts[1]
     assert len(list((tmp_path / "vreason_journal").glob("*.jsonl"))) == 2
 
