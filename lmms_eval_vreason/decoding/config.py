@@ -11,6 +11,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("kl_p_u", "kl_u_p"),
     "optimizer": ("adam", "sgd"),
     "norm": ("head", "token", "none"),
+    "rounding": ("stochastic", "nearest"),
     "prune_score": ("value_norm", "key_norm", "mean_value_norm", "random"),
     "compile": ("auto", "on", "off"),
 }
@@ -49,6 +50,9 @@ class VReason:
         steps_per_update: Optimiser steps at each update. Ours: 1.
         norm: Over what the update preserves the norm of V: ``head`` (per token and KV head, over head_dim; ours),
             ``token`` (per token, over all KV heads) or ``none`` (V + ΔV as it is).
+        rounding: How V_new is rounded to a bfloat16 cache. ``stochastic`` keeps, on average, steps that are smaller
+            than the cache's spacing (0.03 at a value of 4, three times the learning rate); ``nearest`` loses them
+            until they add up in ΔV, which is float32 either way. Other dtypes are rounded to nearest. Ours.
         layers: How many of the last decoder layers' values are steered. Paper: 1.
         first_token: Also update on the prefill's logits, before the first token. Ours: off.
         min_entropy: Nats; below it an update is skipped, because its gradient is dead and Adam would move ΔV on old
@@ -58,7 +62,7 @@ class VReason:
         prune_score: Lite: the tokens with the lowest score go. ``value_norm`` and ``key_norm`` are L2 norms in the last
             layer, ``mean_value_norm`` the mean over layers, ``random`` a control. Ours (the paper says "norm").
         compile: ``auto``, ``on`` or ``off``: compiled decoding over a static cache.
-        seed: Seed of the ``random`` policy and the ``random`` prune score.
+        seed: Seed of the ``random`` policy, the ``random`` prune score and stochastic rounding.
 
     Raises:
         ValueError: A value of the wrong type, outside its range, or a combination that cannot work.
@@ -73,6 +77,7 @@ class VReason:
     optimizer: str = "adam"
     steps_per_update: int = 1
     norm: str = "head"
+    rounding: str = "stochastic"
     layers: int = 1
     first_token: bool = False
     min_entropy: float = 1e-4

@@ -48,6 +48,21 @@ def _divisor(norm: Tensor) -> Tensor:
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
+def rounded(values: Tensor, noise: Tensor) -> Tensor:
+    """``values`` rounded to bfloat16, up or down at random in proportion to the distances.
+
+    Args:
+        values: float32.
+        noise: int32 in [0, 2¹⁶), uniform, broadcast to ``values``.
+
+    Returns:
+        bfloat16, in the shape of ``values``; a value that bfloat16 holds exactly stays.
+    """
+    # bfloat16 is the upper half of a float32: a carry out of the lower half rounds away from zero.
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + noise) & -0x10000).view(torch.float32).to(torch.bfloat16)
+
+
 @dataclass
 class Sgd:
     """ΔV ← ΔV - lr · gradient, for the samples that are active."""
@@ -95,12 +110,35 @@ OPTIMIZERS: dict[str, Callable[[float, Tensor, int], "Adam | Sgd"]] = {
 }
 
 
+class _Noise:
+    """Uniform int32 noise in [0, 2¹⁶), new at each call, from a Weyl sequence over (token, kv_head · head_dim, call).
+
+    A generator would need one draw a sample to keep samples apart; this is three additions and keeps no state but the
+    indices. Its multipliers are odd parts of 2¹⁶ over irrational numbers, so that it fills the range evenly.
+    """
+
+    def __init__(self, ordinal: Tensor, kv_heads: int, head_dim: int, seed: int) -> None:
+        entries = torch.arange(kv_heads * head_dim, device=ordinal.device, dtype=torch.int32)
+        self._tokens = (ordinal.to(torch.int32) * 40503 + seed % 65521 * 7919)[:, None, None]
+        self._entries = (entries * 27145).view(1, kv_heads, head_dim)
+        self._calls = torch.zeros((), dtype=torch.int32, device=ordinal.device)
+
+    def next(self) -> Tensor:
+        """(tokens, kv_heads, head_dim)."""
+        self._calls += 51749
+        return (self._tokens + self._entries + self._calls) & 0xFFFF
+
+    def state_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self._tokens, self._entries, self._calls))
+
+
 class ValueCacheController:
     """ΔV of one decoder layer for a batch: B independent controllers whose tokens lie packed in one tensor.
 
     Losses add and gradients do not mix across samples, and the optimisers are element-wise, so a batch equals its
     samples one by one. ΔV and the moments are float32 (float64 for a float64 cache): small steps add up here even where
     a bf16 cache would round each of them away. The cache gets V_new from V and ΔV, never from its own rounded self.
+    With ``rounding="stochastic"`` a bf16 cache is rounded at random (ours), so that even the first steps reach it.
 
     Attributes:
         rows, columns: (tokens,) sample and cache position of each video token.
@@ -109,16 +147,30 @@ class ValueCacheController:
     """
 
     def __init__(
-        self, values: Tensor, video_mask: Tensor, *, optimizer: str, learning_rate: float, norm: str = "head"
+        self,
+        values: Tensor,
+        video_mask: Tensor,
+        *,
+        optimizer: str,
+        learning_rate: float,
+        norm: str = "head",
+        rounding: str = "nearest",
+        seed: int = 0,
     ) -> None:
         """Args: ``values`` (batch, kv_heads, tokens, head_dim), a value cache; ``video_mask`` (batch, tokens)."""
         self.norm = norm
-        self.rows, self.columns = (index.to(values.device) for index in video_mask.nonzero(as_tuple=True))
+        video_mask = video_mask.to(values.device)
+        self.rows, self.columns = video_mask.nonzero(as_tuple=True)
         self.batch = values.shape[0]
         self.original = values[self.rows, :, self.columns]
         dtype = torch.promote_types(values.dtype, torch.float32)
         self.delta = torch.zeros_like(self.original, dtype=dtype)
         self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, self.batch)
+        self._noise = None
+        if rounding == "stochastic" and values.dtype == torch.bfloat16:
+            # Counted within its own sample, so that a token's noise does not depend on the batch or its padding.
+            ordinal = video_mask.cumsum(dim=1)[self.rows, self.columns]
+            self._noise = _Noise(ordinal, values.shape[1], values.shape[3], seed)
         self._original_norm = self._per_sample_norm(self.original.to(dtype))
 
     def gradient(self, gradient: Tensor) -> Tensor:
@@ -141,7 +193,9 @@ class ValueCacheController:
 
     def write(self, values: Tensor) -> None:
         """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
-        values[self.rows, :, self.columns] = moved_values(self.original, self.delta, self.norm).to(values.dtype)
+        moved = moved_values(self.original, self.delta, self.norm)
+        moved = moved.to(values.dtype) if self._noise is None else rounded(moved, self._noise.next())
+        values[self.rows, :, self.columns] = moved
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
@@ -150,7 +204,8 @@ class ValueCacheController:
     def state_bytes(self) -> int:
         """Bytes this controller keeps between steps: V, ΔV, the optimiser's moments and the index."""
         own = (self.original, self.delta, self.rows, self.columns, self._original_norm)
-        return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes()
+        noise = 0 if self._noise is None else self._noise.state_bytes()
+        return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes() + noise
 
     def _per_sample_norm(self, x: Tensor) -> Tensor:
         squares = torch.linalg.vector_norm(x, dim=(1, 2)).square()

@@ -66,6 +66,8 @@ class Steering:
                 optimizer=method.optimizer,
                 learning_rate=method.learning_rate,
                 norm=method.norm,
+                rounding=method.rounding,
+                seed=method.seed,
             )
             for layer in self.cache_layers
         ]
