@@ -6,7 +6,8 @@ import torch
 
 from lmms_eval_vreason.shapes import train
 from lmms_eval_vreason.shapes.batches import video_batch
-from lmms_eval_vreason.shapes.evaluate import make_items, prepare
+from lmms_eval_vreason.shapes.evaluate import prepare
+from lmms_eval_vreason.shapes.items import make_items
 from lmms_eval_vreason.shapes.render import sampled
 
 SMALL = ["--drill-steps", "2", "--steps", "2", "--drill-rows", "2", "--clips", "2", "--log-every", "1"]

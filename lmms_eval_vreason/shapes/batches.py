@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmms_eval_vreason.shapes.questions import KINDS, LETTERS, Question, ask
+from lmms_eval_vreason.shapes.questions import KINDS, Question, ask
 from lmms_eval_vreason.shapes.render import render, sampled
-from lmms_eval_vreason.shapes.vocabulary import words
+from lmms_eval_vreason.shapes.vocabulary import LETTERS, words
 from lmms_eval_vreason.shapes.world import RECIPES, Scene, make_scene
 
 QUESTIONS_A_CLIP = 3
@@ -109,9 +109,13 @@ def video_batch(layout: Layout, rng: np.random.Generator, clips: int, groups: in
     )
 
 
+def _plain_words() -> list[str]:
+    return [word for word in words() if word not in LETTERS]
+
+
 def _any_words(rng: np.random.Generator) -> Question:
     """A question without sense: four different words out of all, so that only looking at the options can help."""
-    options = tuple(rng.choice(words(), size=len(LETTERS), replace=False).tolist())
+    options = tuple(rng.choice(_plain_words(), size=len(LETTERS), replace=False).tolist())
     return Question("any", "Which?", options, 0, "")
 
 
@@ -127,23 +131,45 @@ def _any_question(rng: np.random.Generator) -> Question:
 
 def _repeat(layout: Layout, rng: np.random.Generator, length: int = 60) -> tuple[list[int], list[int]]:
     """Random words twice over; the second time is to be foretold."""
-    ids = layout.processor.tokenizer(" ".join(rng.choice(words(), size=length)))["input_ids"]
+    ids = layout.processor.tokenizer(" ".join(rng.choice(_plain_words(), size=length)))["input_ids"]
     return ids + ids, [_IGNORED] * (len(ids) + 1) + ids[1:]
 
 
-def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, look_ups: int = 8) -> Segments:
-    """Text alone: options, then a random option and its letter, several times over.
+def _before(layout: Layout, rng: np.random.Generator, length: int = 30, pairs: int = 20) -> tuple[list[int], list[int]]:
+    """Different words in a row; then pairs of a word out of them and the one before it, which is to be foretold."""
+    row = rng.choice(_plain_words(), size=length, replace=False)
+    asked = rng.integers(1, length, size=pairs)
+    text = " ".join([*row, *(f"{row[index]} {row[index - 1]}" for index in asked)])
+    ids = layout.processor.tokenizer(text)["input_ids"]
+    labels = [_IGNORED] * len(ids)
+    labels[-2 * pairs + 1 :: 2] = ids[-2 * pairs + 1 :: 2]
+    return ids, labels
 
-    Looking a letter up is what a tiny model learns last, after a long plateau. Many look-ups a row shorten it, and so do
-    options out of all words and rows that merely repeat themselves: they reward looking back from the first step.
+
+def _look_ups(
+    layout: Layout, rng: np.random.Generator, question: Question, count: int = 8
+) -> tuple[list[int], list[int]]:
+    """A prompt, then any of its options and its letter, several times over; the letters are to be foretold."""
+    tokenizer = layout.processor.tokenizer
+    letters = {tokenizer(f" {letter}")["input_ids"][0] for letter in LETTERS}
+    chosen = rng.integers(len(LETTERS), size=count).tolist()
+    said = [Question(question.kind, "", question.options, index, "").response() for index in chosen]
+    ids, _ = layout.segment(question.prompt(), "".join(said))
+    return ids, [token if token in letters else _IGNORED for token in ids]
+
+
+def drill_batch(layout: Layout, rng: np.random.Generator, rows: int) -> Segments:
+    """Text alone, four sorts of rows in equal shares: repeats, words before words, and look-ups of two sorts.
+
+    Looking up an option's letter is what a tiny model learns last, after a long plateau: four letters give a weak signal
+    until all of the way there works. The other rows teach parts of the way with a strong one.
     """
     segments = []
     for row in range(rows):
         if row % 4 == 0:
             segments.append(_repeat(layout, rng))
-            continue
-        question = _any_words(rng) if row % 2 else _any_question(rng)
-        chosen = rng.integers(len(LETTERS), size=look_ups).tolist()
-        said = [Question(question.kind, "", question.options, index, "").response() for index in chosen]
-        segments.append(layout.segment(question.prompt(), "".join(said)))
+        elif row % 4 == 1:
+            segments.append(_before(layout, rng))
+        else:
+            segments.append(_look_ups(layout, rng, _any_words(rng) if row % 4 == 2 else _any_question(rng)))
     return _pad(segments, [0] * rows, layout.processor.tokenizer.pad_token_id)

@@ -9,39 +9,12 @@ import torch
 from tqdm import tqdm
 from transformers.video_utils import VideoMetadata
 
-from lmms_eval_vreason.shapes.questions import KINDS, Question, ask
-from lmms_eval_vreason.shapes.render import render, sampled
-from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
+from lmms_eval_vreason.shapes.items import Item
+from lmms_eval_vreason.shapes.questions import KINDS
+from lmms_eval_vreason.shapes.render import sampled
 
 _WELL_FORMED = re.compile(r"<think>[^<]+</think><answer>([A-D])</answer>")
 MAX_NEW_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class Item:
-    """One held-out question: its scene, the question, and the pictures of the clip ``(4, 84, 84, 3)``."""
-
-    index: int
-    scene: Scene
-    question: Question
-    pictures: np.ndarray
-
-
-def make_item(split: str, index: int) -> Item:
-    """Question ``index`` of a split: the same on every machine; kinds take turns."""
-    rng = np.random.default_rng([list(SPLITS).index(split), index])
-    kind = list(KINDS)[index % len(KINDS)]
-    recipes = KINDS[kind][1]
-    question = None
-    while question is None:
-        scene = make_scene(rng, recipes[rng.integers(len(recipes))], split)
-        question = ask(scene, kind, rng)
-    return Item(index, scene, question, render(scene, rng))
-
-
-def make_items(split: str, count: int) -> list[Item]:
-    """The first ``count`` questions of a split."""
-    return [make_item(split, index) for index in range(count)]
 
 
 @dataclass(frozen=True)

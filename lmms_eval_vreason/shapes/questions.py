@@ -1,17 +1,22 @@
 """Questions on a scene: four options in random order, and the short chain of thought that leads to the answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, NUMBERS, SHAPES
+from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, LETTERS, NUMBERS, SHAPES
 from lmms_eval_vreason.shapes.world import Scene, Thing, cell_name
 
-LETTERS = ("A", "B", "C", "D")
 OPENINGS = ("I see", "Look:", "There are")
 THINK_INSTRUCTION = "Think inside <think> </think>, answer inside <answer> </answer>."
 DIRECT_INSTRUCTION = "Give only the letter."
+
+
+def prompt_text(text: str, options: Sequence[str], *, direct: bool) -> str:
+    """The user's text after the video: the question, four lettered options, and how to answer."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    return "\n".join([text, *lines, DIRECT_INSTRUCTION if direct else THINK_INSTRUCTION])
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,14 @@ class Question:
         return LETTERS[self.answer]
 
     def prompt(self, *, direct: bool = False) -> str:
-        """Question, options and instruction, as the user's turn says them after the video."""
-        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)]
-        return "\n".join([self.text, *lines, DIRECT_INSTRUCTION if direct else THINK_INSTRUCTION])
+        """See :func:`prompt_text`."""
+        return prompt_text(self.text, self.options, direct=direct)
 
     def response(self, *, direct: bool = False) -> str:
         """What the model should say."""
         if direct:
             return self.letter
-        conclusion = f"So it is {self.options[self.answer]}."
+        conclusion = f"So it is {self.options[self.answer]} {self.letter}"
         return f"<think>{self.reasons} {conclusion}</think><answer>{self.letter}</answer>"
 
 

@@ -23,7 +23,8 @@ from lmms_eval_vreason.shapes.architecture import (
     save_checkpoint,
 )
 from lmms_eval_vreason.shapes.batches import Batch, Layout, Segments, drill_batch, video_batch
-from lmms_eval_vreason.shapes.evaluate import evaluate, make_items
+from lmms_eval_vreason.shapes.evaluate import evaluate
+from lmms_eval_vreason.shapes.items import make_items
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.world import make_scene
 
@@ -148,10 +149,14 @@ class Run:
 
     def loss(self) -> torch.Tensor:
         """The loss of the present step, on data drawn from (seed, step)."""
-        rng = np.random.default_rng([self.args.seed, self.step])
-        if self.step < self.args.drill_steps:
-            return self.learner.drill_loss(drill_batch(self.learner.layout, rng, self.args.drill_rows))
-        return self.learner.video_loss(video_batch(self.learner.layout, rng, self.args.clips))
+        args, layout = self.args, self.learner.layout
+        rng = np.random.default_rng([args.seed, self.step])
+        if self.step < args.drill_steps:
+            return self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows))
+        loss = self.learner.video_loss(video_batch(layout, rng, args.clips))
+        if self.step < args.drill_steps + args.mixed_steps:
+            loss = loss + self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows // 2))
+        return loss
 
     def set_learning_rate(self) -> None:
         args = self.args
@@ -217,6 +222,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--seed", type=int, default=0)
     described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
     described.add_argument("--drill-steps", type=int, default=1500, help="steps on text alone")
+    described.add_argument(
+        "--mixed-steps", type=int, default=1500, help="first steps on clips with half a drill as well"
+    )
     described.add_argument("--drill-rows", type=int, default=32)
     described.add_argument("--drill-learning-rate", type=float, default=1e-3)
     described.add_argument("--steps", type=int, default=9000, help="steps on clips")

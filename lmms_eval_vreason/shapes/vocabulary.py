@@ -20,8 +20,10 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# One token each, and ordinary text: decoding with ``skip_special_tokens`` keeps them.
-TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+LETTERS = ("A", "B", "C", "D")
+# One token each, and ordinary text: decoding with ``skip_special_tokens`` keeps them. An option's mark is one token so that
+# it stands right before the option's first word, where a model of few layers finds it.
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", *(f"{letter}." for letter in LETTERS))
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "white")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
@@ -43,7 +45,7 @@ There They every each as are were has have which who where what how question Pic
 
 def words() -> list[str]:
     """Every word of the shapes world, in a fixed order; each becomes one token with and without a space before it."""
-    listed = [*COLOURS, *SHAPES, *DIRECTIONS, *ROWS, *COLUMNS, *NUMBERS, *_OTHER_WORDS.split()]
+    listed = [*COLOURS, *SHAPES, *DIRECTIONS, *ROWS, *COLUMNS, *NUMBERS, *LETTERS, *_OTHER_WORDS.split()]
     return list(dict.fromkeys(listed))
 
 

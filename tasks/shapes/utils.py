@@ -1,0 +1,34 @@
+"""The shapes task for lmms-eval: multiple choice on synthetic clips, scored by the exact letter."""
+
+from datasets import Dataset
+
+from lmms_eval_vreason.paths import cache_dir
+from lmms_eval_vreason.shapes.dataset import documents
+from lmms_eval_vreason.shapes.questions import prompt_text
+
+
+def make_documents(splits: Dataset) -> Dataset:
+    """The questions that ``splits.json`` asks for; makes their clips on first use."""
+    return Dataset.from_list([doc for row in splits for doc in documents(row["split"], row["questions"])])
+
+
+def doc_to_visual(doc: dict) -> list[str]:
+    """The clip's path."""
+    return [str(cache_dir() / doc["video"])]
+
+
+def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
+    """Question, options and instruction."""
+    return prompt_text(doc["question"], doc["options"], direct=lmms_eval_specific_kwargs["direct"])
+
+
+def doc_to_messages(doc: dict, lmms_eval_specific_kwargs: dict) -> list[dict]:
+    """One user turn: the clip, then the text."""
+    content = [{"type": "video", "url": path} for path in doc_to_visual(doc)]
+    content.append({"type": "text", "text": doc_to_text(doc, lmms_eval_specific_kwargs)})
+    return [{"role": "user", "content": content}]
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1 for the right letter and nothing else (lmms-eval has taken the thinking off), else 0."""
+    return {"accuracy": float(results[0].strip() == doc["answer"])}
