@@ -135,17 +135,6 @@ def _repeat(layout: Layout, rng: np.random.Generator, length: int = 60) -> tuple
     return ids + ids, [_IGNORED] * (len(ids) + 1) + ids[1:]
 
 
-def _before(layout: Layout, rng: np.random.Generator, length: int = 30, pairs: int = 20) -> tuple[list[int], list[int]]:
-    """Different words in a row; then pairs of a word out of them and the one before it, which is to be foretold."""
-    row = rng.choice(_plain_words(), size=length, replace=False)
-    asked = rng.integers(1, length, size=pairs)
-    text = " ".join([*row, *(f"{row[index]} {row[index - 1]}" for index in asked)])
-    ids = layout.processor.tokenizer(text)["input_ids"]
-    labels = [_IGNORED] * len(ids)
-    labels[-2 * pairs + 1 :: 2] = ids[-2 * pairs + 1 :: 2]
-    return ids, labels
-
-
 def _look_ups(
     layout: Layout, rng: np.random.Generator, question: Question, count: int = 8
 ) -> tuple[list[int], list[int]]:
@@ -159,17 +148,15 @@ def _look_ups(
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int) -> Segments:
-    """Text alone, four sorts of rows in equal shares: repeats, words before words, and look-ups of two sorts.
+    """Text alone: repeated words, and look-ups among any words and among real options.
 
-    Looking up an option's letter is what a tiny model learns last, after a long plateau: four letters give a weak signal
-    until all of the way there works. The other rows teach parts of the way with a strong one.
+    Looking up an option's letter is what a tiny model learns last, after a long plateau: four letters give a weak
+    signal until all of the way there works. Repeats teach to look back for what followed a word.
     """
     segments = []
     for row in range(rows):
         if row % 4 == 0:
             segments.append(_repeat(layout, rng))
-        elif row % 4 == 1:
-            segments.append(_before(layout, rng))
         else:
-            segments.append(_look_ups(layout, rng, _any_words(rng) if row % 4 == 2 else _any_question(rng)))
+            segments.append(_look_ups(layout, rng, _any_words(rng) if row % 2 else _any_question(rng)))
     return _pad(segments, [0] * rows, layout.processor.tokenizer.pad_token_id)

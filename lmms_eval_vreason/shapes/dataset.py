@@ -1,4 +1,4 @@
-"""The shapes questions as files and documents: clips in the user's cache, made on first use, the same on every machine."""
+"""The shapes questions as files and documents: clips in the user's cache, made on first use, the same everywhere."""
 
 import os
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def make_clips(items: Sequence[Item]) -> list[Path]:
 def documents(split: str, count: int) -> list[dict]:
     """The first ``count`` questions of a split as plain records, with their clips on disk.
 
-    Each has ``question_id``, ``kind``, ``question``, ``options``, ``answer`` (a letter) and ``video`` (a path relative to
-    the user's cache folder).
+    Each has ``question_id``, ``kind``, ``question``, ``options``, ``answer`` (a letter) and ``video`` (a path relative
+    to the user's cache folder).
     """
     items = [make_item(split, index) for index in range(count)]
     return [

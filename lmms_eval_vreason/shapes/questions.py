@@ -98,21 +98,17 @@ def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     return _Draft(text, thing.direction, [], list(DIRECTIONS), lambda other: _from_to(other) if other is thing else "")
 
 
-def _which(
-    scene: Scene, rng: np.random.Generator, text: str, things: list[Thing], notes: Callable[[Thing], str]
-) -> _Draft | None:
+def _which(scene: Scene, happens: str, things: list[Thing], notes: Callable[[Thing], str]) -> _Draft | None:
     """A question whose answer is the one thing in ``things``; None if there isn't exactly one."""
     if len(things) != 1:
         return None
-    near = [thing.name for thing in scene.things if thing is not things[0]]
-    unused = [colour for colour in COLOURS if all(thing.colour != colour for thing in scene.things)]
-    far = [f"{colour} {SHAPES[rng.integers(len(SHAPES))]}" for colour in unused]
-    return _Draft(text, things[0].name, near, far, notes)
+    near = [thing.colour for thing in scene.things if thing is not things[0]]
+    return _Draft(f"What colour is the object that {happens}?", things[0].colour, near, list(COLOURS), notes)
 
 
 def _moves(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     movers = [thing for thing in scene.things if thing.hops]
-    return _which(scene, rng, "Which object moves?", movers, _from_to)
+    return _which(scene, "moves", movers, _from_to)
 
 
 def _more(scene: Scene, rng: np.random.Generator) -> _Draft | None:
@@ -120,7 +116,7 @@ def _more(scene: Scene, rng: np.random.Generator) -> _Draft | None:
         return None
     most = max(thing.hops for thing in scene.things)
     best = [thing for thing in scene.things if thing.hops == most]
-    return _which(scene, rng, "Which object moves more times?", best, _path)
+    return _which(scene, "moves more times", best, _path)
 
 
 def _appears(scene: Scene, rng: np.random.Generator, which: str) -> _Draft | None:
@@ -129,14 +125,13 @@ def _appears(scene: Scene, rng: np.random.Generator, which: str) -> _Draft | Non
         return None
     wanted = min(moments) if which == "first" else max(moments)
     chosen = [thing for thing in scene.things if thing.appears == wanted]
-    text = f"Which object appears {which}?"
-    return _which(scene, rng, text, chosen, lambda thing: f"{thing.name} at {NUMBERS[thing.appears]}")
+    return _which(scene, f"appears {which}", chosen, lambda thing: f"{thing.name} at {NUMBERS[thing.appears]}")
 
 
 def _disappears(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     gone = [thing for thing in scene.things if thing.disappears]
     notes = lambda thing: f"{thing.name} {'gone' if thing.disappears else 'stays'}"  # noqa: E731
-    return _which(scene, rng, "Which object disappears?", gone, notes)
+    return _which(scene, "disappears", gone, notes)
 
 
 # kind: (how it is asked, the recipes whose scenes can be asked it)

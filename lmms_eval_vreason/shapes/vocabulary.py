@@ -21,9 +21,9 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 LETTERS = ("A", "B", "C", "D")
-# One token each, and ordinary text: decoding with ``skip_special_tokens`` keeps them. An option's mark is one token so that
-# it stands right before the option's first word, where a model of few layers finds it.
-TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", *(f"{letter}." for letter in LETTERS))
+# One token each, and ordinary text: decoding with ``skip_special_tokens`` keeps them. An option's mark is one token,
+# line break and all, so that it stands right beside the options' words, where a model of few layers finds it.
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", *(f"\n{letter}." for letter in LETTERS))
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "white")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
