@@ -124,9 +124,10 @@ class DecodingLoop:
                     outputs, tail = forward(**inputs, return_dict=True), None
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             logits = self._steer(token, outputs.logits[:, -1], tail if due else None, unfinished)
-            del outputs, tail
             # A copy in float32, as transformers makes it: processors may write into it.
             scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
+            # Each of them would keep the step's graph alive.
+            del outputs, tail, logits
             next_tokens = self._choose(logits_processor(input_ids, scores), generation_config.do_sample)
             if pad_token is not None:
                 next_tokens = torch.where(unfinished, next_tokens, pad_token.to(next_tokens))
