@@ -124,20 +124,21 @@ def write_run(
 
 
 def trace(entropy: Sequence[float], *, every: int = 2, video_tokens: int = 36, steered: bool = True) -> dict[str, Any]:
-    """A trace whose due steps fall on every ``every``-th token and lower the entropy by 0.01 nats."""
+    """A trace with a due step at every ``every``-th token; α = +1 adds 0.02 nats, -1 takes 0.01 nats."""
     values = np.asarray(entropy, dtype=float)
     ema = np.zeros(len(values))
     for index, value in enumerate(values):
         ema[index] = 0.98 * (ema[index - 1] if index else 0) + 0.02 * value
     due = [steered and (index + 1) % every == 0 for index in range(len(values))]
     peak = np.maximum.accumulate(ema)
+    alpha = [(-1 if low else 1) if is_due else 0 for is_due, low in zip(due, ema < peak, strict=True)]
     return {
         "tokens": [f"word{index} " for index in range(len(values))],
         "entropy": values.round(6).tolist(),
         "ema": ema.round(6).tolist(),
         "peak": peak.round(6).tolist(),
-        "alpha": [(-1 if low else 1) if is_due else 0 for is_due, low in zip(due, ema < peak, strict=True)],
-        "entropy_change": [-0.01 if is_due else None for is_due in due],
+        "alpha": alpha,
+        "entropy_change": [{1: 0.02, -1: -0.01, 0: None}[sign] for sign in alpha],
         "shift": (np.cumsum(due) * 0.001).round(6).tolist(),
         "grad_norm": [0.1 if is_due else None for is_due in due],
         "updates": sum(due),
@@ -148,7 +149,10 @@ def trace(entropy: Sequence[float], *, every: int = 2, video_tokens: int = 36, s
 
 
 def record(task: str, doc_id: int, **changes: Any) -> dict[str, Any]:
-    """A journal line of kind ``sample``: 20 tokens, of which 10 are due; ordinary steps take 0.1 s, due ones 0.12 s."""
+    """A journal line of kind ``sample``: 20 tokens, of which 6 have α = +1 and 4 have -1.
+
+    An ordinary step takes 0.1 s, a due one 0.12 s.
+    """
     rng = np.random.default_rng(doc_id)
     line = {
         "kind": "sample",
@@ -170,7 +174,7 @@ def record(task: str, doc_id: int, **changes: Any) -> dict[str, Any]:
         "tokens": {"input": 120, "output": 20, "thinking": 15},
         "seconds": {"read": 0.5, "generate": 2.1, "ordinary": 0.9, "due": 1.2},
         "peak_memory_bytes": 3_000_000_000,
-        "trace": trace(1 + rng.random(20)),
+        "trace": trace(np.where(np.arange(20) < 12, 1 + rng.random(20), 0.01)),
         "error": None,
     }
     return line | changes

@@ -10,7 +10,7 @@ from lmms_eval_vreason.report import statistics
 from lmms_eval_vreason.report.benchmarks import VSI_MRA, sort_key
 from lmms_eval_vreason.report.journals import steering_facts
 from lmms_eval_vreason.report.published import PUBLISHED
-from lmms_eval_vreason.report.runs import KEY, Run
+from lmms_eval_vreason.report.runs import KEY, Run, arguments
 from lmms_eval_vreason.report.summary import facts_warning
 
 MEAN, MEAN_WITH_MRA = "Mean", "Mean with MRA"
@@ -83,13 +83,11 @@ def compare(runs: Sequence[Run], *, resamples: int = statistics.RESAMPLES, publi
     table = pd.DataFrame(rows + _means(cells, labels, benchmarks))
     if published:
         table = pd.concat([table, _published(table)], ignore_index=True)
-    steering = [
-        (label.name, steering_facts(run.journal))
-        for label in labels
-        for run in label.runs
-        if run.journal is not None and len(run.journal)
-    ]
-    warnings += [f"{name}: {facts_warning(facts)}" for name, facts in steering if facts_warning(facts)]
+    steered = [run for label in labels for run in label.runs if run.journal is not None and len(run.journal)]
+    steering = [(run.label, steering_facts(run.journal)) for run in steered]
+    for run, (name, facts) in zip(steered, steering, strict=True):
+        if facts_warning(facts) and arguments(run.settings.get("model_args")).get("policy") != "off":
+            warnings.append(f"{name}: {facts_warning(facts)}")
     notices = [f"{run.label}: {notice}" for run in runs for notice in run.notices]
     return Comparison(table, labels, steering, warnings, list(dict.fromkeys(notices)))
 

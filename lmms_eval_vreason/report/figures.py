@@ -9,7 +9,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lmms_eval_vreason.report import journals
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
@@ -118,7 +120,7 @@ def efficiency(comparison: Comparison) -> Figure | None:
                           textcoords="offset points", fontsize=7, color="#555555")  # fmt: skip
             continue
         axes.errorbar(row["output_tokens"], row["score"], yerr=row["se"], fmt=style["marker"], color=style["color"],
-                      ms=6, capsize=3, label=row["label"])  # fmt: skip
+                      ms=7, mfc="none", mew=1.6, capsize=3, label=row["label"])  # fmt: skip
     axes.set_xlabel("Output tokens a sample")
     axes.set_ylabel(f"Score, {over} (± SE)")
     axes.margins(x=0.25, y=0.2)
@@ -167,6 +169,7 @@ def peak(traced: Mapping[tuple[int, str], pa.Table]) -> Figure:
             median.set(color="black", linewidth=1.4)
         axes.set_yticks(range(1, len(found) + 1), [label if panel == 1 else "" for _, label in found])
         axes.set_ylim(len(found) + 0.6, 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(title)
     return figure
 
@@ -221,7 +224,7 @@ def draw_alpha(axes, trace: Mapping) -> None:
     axes.set_ylim(-1.6, 1.6)
     axes.set_yticks([-1, 0, 1])
     axes.set_ylabel("α")
-    axes.legend(loc="center right", fontsize=7)
+    axes.legend(loc="center right", fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def draw_change(axes, trace: Mapping) -> None:

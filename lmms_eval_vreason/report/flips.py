@@ -75,7 +75,7 @@ def find_flips(first: tuple[str, Run], second: tuple[str, Run]) -> list[Flip]:
 
 
 def _texts(argument: str, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The whole sample lines of the wanted (task, doc_id); what is wrong with the files was said when they were read."""
+    """The whole lines of the wanted (task, doc_id); what is wrong with the files was said when they were first read."""
     _, path, pattern = parse_run(argument)
     return {
         (file.task, sample["doc_id"]): sample

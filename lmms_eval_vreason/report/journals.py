@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.json
 
 from lmms_eval_vreason.report.summary import overhead
@@ -184,7 +185,9 @@ def steering_facts(table: pa.Table) -> dict:
         "steered": int((frame.loc[traced, "updates"] > 0).sum()),
         "updates": int(frame.loc[traced, "updates"].sum()),
         "due_steps": int(due.sum()),
-        "entropy_change": float(np.nanmean(changes)) if np.isfinite(changes).any() else None,
+        "entropy_change": _mean(changes),
+        "entropy_change_lowering": _mean(changes[alpha < 0]),
+        "entropy_change_raising": _mean(changes[alpha > 0]),
         "without_video": float((frame.loc[traced, "video_tokens"] == 0).mean()) if traced.any() else None,
         "overhead": overhead(
             {"ordinary": int(steps[timed].sum()), "due": int(due[timed].sum())},
@@ -192,6 +195,10 @@ def steering_facts(table: pa.Table) -> dict:
         ),
         "notes": notes | ({"no trace was kept": untraced} if untraced else {}),
     }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 def trace_arrays(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,11 +19,12 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.28rem 0.7rem; text-align: right; white-space: nowrap; vertical-align: top; }
 th { border-bottom: 2px solid #333; }
-td.text, th.text { text-align: left; } td.long { white-space: normal; overflow-wrap: anywhere; text-align: left; }
+td.text, th.text, th.long { text-align: left; }
+td.long { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 tr.block td { border-top: 1px solid #bbb; } tr.published td { color: #666; font-style: italic; }
 .notes { font-size: 0.82rem; color: #444; } .warning { border-left: 4px solid #D55E00; padding: 0.4rem 0.8rem;
 background: #fdf3ec; margin: 0.4rem 0; overflow-wrap: anywhere; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
+figure { margin: 1.2rem 0; } figure img { width: 48rem; max-width: 100%; height: auto; }
 figcaption { font-size: 0.84rem; color: #444; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 0.6rem; margin: 0.3rem 0;
 font-size: 0.82rem; max-height: 26rem; overflow-y: auto; }

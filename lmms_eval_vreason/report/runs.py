@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 from pandas.util import hash_array
 
 from lmms_eval_vreason.report import journals
@@ -94,6 +95,8 @@ def read_run(argument: str) -> Run:
     _refuse_twins(path, samples)
     newest = results[max(results)] if results else {}
     journal = _matching_journal(path, newest, notices)
+    if journal is not None:
+        journal = journal.filter(pa.compute.is_in(journal["task"], pa.array(samples["task"].unique())))
     samples = _with_journal(samples, journal)
     return Run(label, path, samples, _settings(newest), journal, notices)
 

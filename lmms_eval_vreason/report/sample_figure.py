@@ -19,7 +19,10 @@ from lmms_eval_vreason.report.journals import find_journals
 from lmms_eval_vreason.report.reading import read_json_lines
 
 _COLUMNS = 112  # characters a line of the coloured text
-_LINE = 0.155  # inches a line
+_WIDTH, _LEFT, _INNER = 8.2, 0.7, 7.3  # inches: the figure, its left margin, what is drawn
+_FONT_SIZE = _INNER * 72 / _COLUMNS / 0.602  # points at which DejaVu Sans Mono fills a line
+_LINE = 0.165  # inches a line
+_GAP = 0.28
 _THUMBNAILS = 6
 _QUESTION_LINES = 14
 # White to a blue on which black text stays legible; its lightness alone carries the value, so it prints in grey.
@@ -70,25 +73,39 @@ def sample_figure(record: Mapping[str, Any]) -> Figure:
     tokens = trace["tokens"]
     question = _question_lines(record["prompt"])
     placed, lines = flow(tokens, _COLUMNS)
-    heights = [1.15, 0.25 + _LINE * len(question), 0.35 + _LINE * lines, 1.7, 0.9, 1.0, 1.0]
+    panels = [1.7, 0.9, 1.0, 1.0]
+    heights = [1.0, _LINE * len(question), 0.12, _LINE * lines, *panels]
+    height = sum(heights) + _GAP * len(heights) + 0.75
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, sum(heights) + 0.9), layout="constrained")
-        figure.suptitle(
-            f"{record['task']}, document {record['doc_id']} · answer: {_short(record['answer'])}", fontsize=10
-        )
-        axes = figure.subplots(len(heights), 1, height_ratios=heights)
+        figure = Figure(figsize=(_WIDTH, height))
+        title = f"{record['task']}, document {record['doc_id']} · answer: {_short(record['answer'])}"
+        figure.text(_LEFT / _WIDTH, 1 - 0.3 / height, title, fontsize=10)
+        axes, top = [], 0.5
+        for own in heights:
+            axes.append(figure.add_axes((_LEFT / _WIDTH, 1 - (top + own) / height, _INNER / _WIDTH, own / height)))
+            top += own + _GAP
         _draw_frames(axes[0], record["media"])
         _draw_question(axes[1], question)
         scale = Normalize(0, max(float(np.nanmax(np.array(trace["entropy"], dtype=float), initial=0)), 1e-3))
-        _draw_text(axes[2], placed, trace["entropy"], lines, scale)
-        bar = figure.colorbar(ScalarMappable(scale, _HEAT), ax=axes[2], location="right", fraction=0.02, pad=0.01)
-        bar.set_label("entropy (nats)", fontsize=7)
-        _draw_traces(axes[3:], trace)
+        _draw_key(axes[2], scale)
+        _draw_text(axes[3], placed, trace["entropy"], lines, scale)
+        _draw_traces(axes[4:], trace)
     return figure
 
 
-def _short(text: str, width: int = 60) -> str:
-    return textwrap.shorten(text, width, placeholder=" …") or "none"
+def _draw_key(axes: Axes, scale: Normalize) -> None:
+    """The colour key, a strip over the text that it explains."""
+    axes.axis("off")
+    strip = axes.inset_axes((0, 0, 0.25, 1))
+    axes.figure.colorbar(ScalarMappable(scale, _HEAT), cax=strip, orientation="horizontal")
+    strip.tick_params(labelsize=7)
+    axes.text(0.27, 0.5, "entropy of each generated token (nats); ⏎ is a line's end", fontsize=7.5, va="center",
+              transform=axes.transAxes)  # fmt: skip
+
+
+def _short(text: str, width: int = 40) -> str:
+    line = " ".join(text.split())
+    return (line if len(line) <= width else line[: width - 1] + "…") or "none"
 
 
 def _question_lines(prompt: str) -> list[str]:
@@ -104,17 +121,17 @@ def flow(tokens: Sequence[str], columns: int) -> tuple[list[tuple[int, int, int,
     """
     placed, column, line = [], 0, 0
     for index, token in enumerate(tokens):
-        for number, piece in enumerate(token.split("\n")):
-            if number:
+        shown = token.replace("\n", "⏎").replace("\t", " ")
+        for start in range(0, len(shown), columns):
+            part = shown[start : start + columns]
+            if column and column + len(part) > columns:
                 column, line = 0, line + 1
-            if column and column + len(piece) > columns:
-                column, line = 0, line + 1
-            for part in textwrap.wrap(piece, columns, drop_whitespace=False) if len(piece) > columns else [piece]:
-                if column and column + len(part) > columns:
-                    column, line = 0, line + 1
-                if part:
-                    placed.append((index, column, line, part))
-                column += len(part)
+            placed.append((index, column, line, part))
+            column += len(part)
+        # A run of empty lines stays on one line: only text after a line's end begins a new one.
+        following = tokens[index + 1] if index + 1 < len(tokens) else "\n"
+        if token.endswith("\n") and following.strip("\n"):
+            column, line = 0, line + 1
     return placed, line + 1
 
 
@@ -131,7 +148,7 @@ def _draw_frames(axes: Axes, media: Sequence[str]) -> None:
         return
     gap = 0.01
     width = (1 - gap * (_THUMBNAILS - 1)) / _THUMBNAILS
-    for index, frame in enumerate(frames):
+    for index, frame in enumerate(frames[:_THUMBNAILS]):
         inset = axes.inset_axes((index * (width + gap), 0, width, 1))
         inset.imshow(frame)
         inset.axis("off")
@@ -157,18 +174,18 @@ def thumbnails(path: Path, count: int) -> list[np.ndarray]:
 def _draw_question(axes: Axes, lines: Sequence[str]) -> None:
     axes.axis("off")
     axes.text(0, 1, "\n".join(lines), va="top", transform=axes.transAxes, fontsize=7.5, family="monospace",
-              linespacing=1.25)  # fmt: skip
+              linespacing=1.3)  # fmt: skip
 
 
 def _draw_text(axes: Axes, placed, entropy: Sequence[float | None], lines: int, scale: Normalize) -> None:
     axes.axis("off")
     axes.set_xlim(0, _COLUMNS)
-    axes.set_ylim(lines, -0.2)
+    axes.set_ylim(lines, 0)
     for index, column, line, text in placed:
         value = entropy[index] if index < len(entropy) else None
         if value is not None:
             axes.add_patch(Rectangle((column, line), len(text), 0.92, color=_HEAT(scale(value)), linewidth=0))
-        axes.text(column, line + 0.72, text, fontsize=7.2, family="monospace")
+        axes.text(column, line + 0.72, text, fontsize=_FONT_SIZE, family="monospace")
 
 
 def _draw_traces(axes: Sequence[Axes], trace: Mapping[str, Any]) -> None:
@@ -177,7 +194,7 @@ def _draw_traces(axes: Sequence[Axes], trace: Mapping[str, Any]) -> None:
     for (name, label, line, width), colour in zip(curves, (COLOURS[5], COLOURS[0], COLOURS[1]), strict=True):
         axes[0].plot(x, np.array(trace[name], dtype=float), line, color=colour, linewidth=width, label=label)
     axes[0].set_ylabel("nats")
-    axes[0].legend(loc="upper right", ncols=3, fontsize=7)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=3, fontsize=7)
     draw_alpha(axes[1], trace)
     draw_change(axes[2], trace)
     axes[3].plot(x, np.array(trace["shift"], dtype=float), color=COLOURS[2])

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 _NO_VIDEO = "no video tokens"
 
 
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def _due_steps(trace: dict) -> int:
     return sum(1 for alpha in trace["alpha"] if alpha)
 
@@ -49,13 +53,15 @@ def steering_facts(records: Iterable[dict]) -> dict:
 
     Returns:
         ``samples``, ``failed`` (with an error), ``steered`` (at least one update), ``updates``, ``due_steps``,
-        ``entropy_change`` (mean over due steps, nats, or None), ``without_video`` (share of the traced samples,
-        or None), ``overhead`` (share, or None) and ``notes`` (why samples were not steered → how many).
+        ``entropy_change`` (mean over due steps, nats, or None), ``entropy_change_lowering`` and ``…_raising`` (the
+        same where α is -1 and +1), ``without_video`` (share of the traced samples, or None), ``overhead`` (share, or
+        None) and ``notes`` (why samples were not steered → how many).
     """
     records = list(records)
     finished = [record for record in records if record.get("error") is None]
     traces = [record["trace"] for record in finished if record.get("trace") is not None]
-    changes = [change for trace in traces for change in trace["entropy_change"] if change is not None]
+    steps = [pair for trace in traces for pair in zip(trace["alpha"], trace["entropy_change"], strict=True)]
+    changes = [(alpha, change) for alpha, change in steps if change is not None]
     notes = Counter(trace["note"] for trace in traces if trace["note"])
     untraced = len(finished) - len(traces)
     if untraced:
@@ -66,7 +72,9 @@ def steering_facts(records: Iterable[dict]) -> dict:
         "steered": sum(1 for trace in traces if trace["updates"] > 0),
         "updates": sum(trace["updates"] for trace in traces),
         "due_steps": sum(_due_steps(trace) for trace in traces),
-        "entropy_change": sum(changes) / len(changes) if changes else None,
+        "entropy_change": _mean([change for _, change in changes]),
+        "entropy_change_lowering": _mean([change for alpha, change in changes if alpha < 0]),
+        "entropy_change_raising": _mean([change for alpha, change in changes if alpha > 0]),
         "without_video": sum(1 for trace in traces if not trace["video_tokens"]) / len(traces) if traces else None,
         "overhead": _overhead(finished),
         "notes": dict(notes.most_common()),
@@ -77,7 +85,7 @@ def format_facts(facts: dict) -> str:
     """Facts of :func:`steering_facts` as one phrase; figures that are unknown are left out."""
     parts = [f"{facts['steered']} of {facts['samples']} samples steered", f"{facts['updates']} updates"]
     if facts["entropy_change"] is not None:
-        parts.append(f"mean ΔH {facts['entropy_change']:+.4f} nats a due step")
+        parts.append(f"mean ΔH {facts['entropy_change']:+.4f} nats a due step{_by_sign(facts)}")
     if facts["without_video"] is not None:
         parts.append(f"{100 * facts['without_video']:.0f}% without video tokens")
     if facts["overhead"] is not None:
@@ -85,6 +93,13 @@ def format_facts(facts: dict) -> str:
     if facts["failed"]:
         parts.append(f"{facts['failed']} failed")
     return ", ".join(parts)
+
+
+def _by_sign(facts: dict) -> str:
+    """ΔH by what a step was to do: over both signs together it says little."""
+    named = (("lowering", "α = −1"), ("raising", "α = +1"))
+    known = [(facts[f"entropy_change_{name}"], sign) for name, sign in named]
+    return " (" + ", ".join(f"{change:+.4f} where {sign}" for change, sign in known if change is not None) + ")"
 
 
 def steering_line(records: Iterable[dict]) -> str:

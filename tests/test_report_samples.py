@@ -1,0 +1,217 @@
+"""Single samples: flips, the figure of one sample, and leaderboard files."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from offline import MINIMUM_DOCS, write_video
+from report_runs import record, trace, write_journal, write_run
+
+from lmms_eval_vreason.cli import main
+from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
+from lmms_eval_vreason.report.runs import read_run
+from lmms_eval_vreason.report.sample_figure import find_sample, flow, sample_figure, thumbnails
+from lmms_eval_vreason.report.submit import submission, write_submission
+
+
+def pair(tmp_path, **tasks):
+    """Two runs; each task maps to (scores of the first, scores of the second)."""
+    write_run(tmp_path / "a", {task: scores[0] for task, scores in tasks.items()}, response="<think>hm</think>C")
+    write_run(tmp_path / "b", {task: scores[1] for task, scores in tasks.items()}, response="<b>B</b> & more")
+    arguments = [f"{name}={tmp_path / name}" for name in "ab"]
+    return [(argument, read_run(argument)) for argument in arguments]
+
+
+def test_flips_are_the_questions_on_which_one_is_right(tmp_path):
+    flips = find_flips(*pair(tmp_path, videomme=([1, 0, 0, 1], [1, 1, 0, 0]), vsibench=([0.2, 0.4], [0.2, 0.7])))
+    assert [(flip.task, flip.doc_id, flip.gained) for flip in flips] == [
+        ("vsibench", 1, True),
+        ("videomme", 1, True),
+        ("videomme", 3, False),
+    ]
+    assert summary(flips, ("a", "b")) == "3 questions differ: b is right and a wrong on 2, the other way round on 1"
+
+
+def test_flips_show_both_chains_escaped(tmp_path):
+    flips = find_flips(*pair(tmp_path, videomme=([0.0], [1.0])))
+    (text,) = as_text(flips)
+    assert "a: wrong, answered C" in text
+    assert "<think>hm</think>C" in text
+    assert "<b>B</b> & more" in text
+    page = as_page(flips, ("a", "b"))
+    assert "&lt;b&gt;B&lt;/b&gt; &amp; more" in page
+    assert "<b>B</b> & more" not in page
+
+
+def test_flips_of_runs_without_common_samples(tmp_path):
+    write_run(tmp_path / "a", {"videomme": [1.0]})
+    write_run(tmp_path / "b", {"mmvu_val": [1.0]})
+    with pytest.raises(ValueError, match="no sample in common"):
+        find_flips(*((str(tmp_path / name), read_run(str(tmp_path / name))) for name in "ab"))
+
+
+def test_flips_command(tmp_path, capsys):
+    pair(tmp_path, videomme=([0.0, 0.0], [1.0, 1.0]))
+    output = tmp_path / "out" / "flips"
+    assert main(["flips", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "--limit", "1", "--output", str(output)]) == 0
+    assert capsys.readouterr().out.count("document") == 1
+    assert (tmp_path / "out" / "flips.txt").read_text().count("document") == 2
+    assert (tmp_path / "out" / "flips.html").read_text().count("<h2>") == 2
+
+
+def test_flow_wraps_between_tokens_and_cuts_long_ones():
+    placed, lines = flow(["ab", "cd", "ef", "\n", "gh", "x" * 9], 5)
+    assert placed[:3] == [(0, 0, 0, "ab"), (1, 2, 0, "cd"), (2, 0, 1, "ef")]
+    assert placed[3] == (3, 2, 1, "⏎")
+    assert placed[4] == (4, 0, 2, "gh")
+    assert [part for index, _, _, part in placed if index == 5] == ["xxxxx", "xxxx"]
+    assert lines == max(line for _, _, line, _ in placed) + 1
+    assert all(column + len(part) <= 5 for _, column, _, part in placed)
+
+
+@pytest.fixture
+def journalled(tmp_path):
+    video = write_video(tmp_path / "clip.mp4")
+    unsteered = record("videomme", 0, trace=trace(np.ones(5), steered=False))
+    steered = record("videomme", 1, media=[str(video)], prompt="Costs $5 or $6?\n" + "long words " * 60)
+    write_journal(tmp_path, [unsteered, steered], model_args={})
+    return tmp_path
+
+
+def test_sample_is_found_by_name_or_as_the_first_steered(journalled):
+    assert find_sample(str(journalled), [])["doc_id"] == 1
+    assert find_sample(f"{journalled}#videomme/0", [])["doc_id"] == 0
+    assert find_sample(str(next((journalled / "vreason_journal").iterdir())), [])["doc_id"] == 1
+    assert find_sample(str(journalled / "vreason_journal"), [])["doc_id"] == 1
+    with pytest.raises(ValueError, match="no traced sample videomme/7; there are 2"):
+        find_sample(f"{journalled}#videomme/7", [])
+
+
+def test_run_without_journal_is_a_clear_error(tmp_path):
+    write_run(tmp_path, {"videomme": [1.0]})
+    with pytest.raises(ValueError, match="has no vreason_journal"):
+        find_sample(str(tmp_path), [])
+
+
+def test_thumbnails_are_frames_of_the_video(journalled):
+    frames = thumbnails(journalled / "clip.mp4", 6)
+    assert len(frames) == 6
+    assert frames[0].shape == (84, 112, 3)
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50  # the square has moved
+
+
+def test_sample_figure_draws_each_token_once_and_nothing_beyond_its_width(journalled):
+    sample = find_sample(str(journalled), [])
+    figure = sample_figure(sample)
+    figure.canvas.draw()
+    text = figure.axes[3]
+    shown = [item.get_text() for item in text.texts]
+    assert shown == sample["trace"]["tokens"]
+    box = text.get_window_extent()
+    extents = [item.get_window_extent() for axes in figure.axes[1:4] for item in axes.texts]
+    assert max(extent.x1 for extent in extents) <= box.x1 + 2
+    assert all(extent.y1 <= figure.bbox.y1 for extent in extents)
+
+
+def test_sample_figure_says_that_frames_are_gone(journalled):
+    figure = sample_figure(find_sample(f"{journalled}#videomme/0", []))
+    assert "0.mp4 cannot be read: no such file" in figure.axes[0].texts[0].get_text()
+    assert "not steered: policy is off" in figure.axes[-1].get_xlabel() + figure.axes[-2].get_xlabel()
+
+
+def test_plot_command(journalled, capsys):
+    assert main(["plot", str(journalled), "--output", str(journalled / "figure")]) == 0
+    assert (journalled / "figure.png").stat().st_size > 10_000
+    assert "$5" in (journalled / "figure.svg").read_text()
+
+
+def documents(config):
+    """The dataset behind the synthetic Video-MME run: two videos of three questions."""
+    return [
+        {
+            "video_id": f"{i // 3:03d}",
+            "duration": "short",
+            "domain": "Knowledge",
+            "sub_category": "Astronomy",
+            "question_id": f"{i // 3:03d}-{i % 3 + 1}",
+            "task_type": "Counting Problem",
+            "question": "How many?",
+            "options": ["A. 1.", "B. 2."],
+            "answer": "B",
+            "dim": "action",
+        }
+        for i in range(6)
+    ]
+
+
+def test_videomme_form(tmp_path):
+    write_run(tmp_path, {"videomme": [1, 0, 1, 1, 1, 1]}, response="<think>so</think>\nB")
+    contents, notices = submission("Video-MME", str(tmp_path), documents=documents)
+    (path,) = write_submission(contents, tmp_path / "out")
+    videos = json.loads(path.read_text())
+    assert [len(video["questions"]) for video in videos] == [3, 3]
+    assert set(videos[0]) == {"video_id", "duration", "domain", "sub_category", "questions"}
+    question = videos[0]["questions"][1]
+    assert set(question) == {"question_id", "task_type", "question", "options", "answer", "response"}
+    assert (question["question_id"], question["response"]) == ("000-2", "C")
+    assert notices == []
+    chain, _ = submission("videomme", str(tmp_path), chain=True, documents=documents)
+    assert chain["videomme.json"][0]["questions"][0]["response"] == "<think>so</think>\nB"
+
+
+def test_incomplete_run_is_refused_with_what_is_missing(tmp_path):
+    write_run(tmp_path, {"videomme": [1, 0, 1, 1]})
+    with pytest.raises(ValueError, match=r"2 of 6 questions have no answer \(doc_id 4, 5\)"):
+        submission("videomme", str(tmp_path), documents=documents)
+
+
+def test_tempcompass_form(tmp_path):
+    write_run(tmp_path, {"tempcompass_yes_no": [1] * 6})
+    contents, notices = submission("tempcompass", str(tmp_path), documents=documents)
+    entry = contents["yes_no.json"]["000"]["action"][0]
+    assert entry == {"question": "How many?", "answer": "B", "prediction": "yes"}
+    assert "lacks multi-choice, caption_matching, captioning" in notices[0]
+
+
+def test_mvbench_form_needs_all_subtasks_and_questions(tmp_path):
+    write_run(tmp_path, {"mvbench_action_count": [1.0] * 50 + [0.0] * 150})
+    with pytest.raises(ValueError, match="20 subtasks, the run 1: Action Count"):
+        submission("mvbench", str(tmp_path))
+    template = next(tmp_path.rglob("*_samples_mvbench_action_count.jsonl"))
+    from lmms_eval.tasks.mvbench.utils import DATA_LIST
+
+    for subtask in DATA_LIST:
+        template.with_name(template.name.replace("action_count", subtask)).write_text(template.read_text())
+    contents, _ = submission("mvbench", str(tmp_path))
+    shares = contents["upload_leaderboard.json"]
+    assert len(shares) == 21
+    assert (shares["Fine-grained Pose"], shares["Avg"]) == (25, 25)
+
+
+@pytest.mark.parametrize("benchmark", ["mmvu", "VSI-Bench", "video_mmmu", "chess"])
+def test_benchmarks_without_a_form_say_so(benchmark, tmp_path):
+    with pytest.raises(ValueError, match=r"form|code|none of"):
+        submission(benchmark, str(tmp_path))
+
+
+def test_submit_command_writes_nothing_when_the_run_is_incomplete(tmp_path, capsys):
+    write_run(tmp_path, {"mvbench_action_count": [1.0] * 3})
+    assert main(["submit", "mvbench", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "197 of 200 questions have no answer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.cli
+def test_submit_command_reads_the_documents_from_the_cache_that_the_run_filled(offline, tmp_path):
+    write_run(tmp_path, {"videomme": [1.0] * MINIMUM_DOCS})
+    path = next(tmp_path.rglob("*_results.json"))
+    content = json.loads(path.read_text())
+    content["configs"]["videomme"] |= {"dataset_path": "lmms-eval/Video-MME", "test_split": "test"}
+    path.write_text(json.dumps(content))
+    command = [sys.executable, "-m", "lmms_eval_vreason.cli", "submit", "videomme", str(tmp_path)]
+    subprocess.run([*command, "--output", str(tmp_path / "out")], env=offline.env, check=True)
+    videos = json.loads((tmp_path / "out" / "videomme.json").read_text())
+    assert sum(len(video["questions"]) for video in videos) == MINIMUM_DOCS
+    assert videos[0]["questions"][0]["options"][0].startswith("A. ")
