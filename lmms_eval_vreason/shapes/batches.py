@@ -129,10 +129,18 @@ def _any_question(rng: np.random.Generator) -> Question:
     return question
 
 
-def _repeat(layout: Layout, rng: np.random.Generator, length: int = 60) -> tuple[list[int], list[int]]:
-    """Random words twice over; the second time is to be foretold."""
-    ids = layout.processor.tokenizer(" ".join(rng.choice(_plain_words(), size=length)))["input_ids"]
-    return ids + ids, [_IGNORED] * (len(ids) + 1) + ids[1:]
+def _after(layout: Layout, rng: np.random.Generator, pairs: int = 30) -> tuple[list[int], list[int]]:
+    """Different words in a row; then pairs of one of them and the word after it, which is to be foretold.
+
+    The pairs come in any order: words repeated at a fixed distance would only teach that distance.
+    """
+    row = rng.choice(_plain_words(), size=int(rng.integers(8, 40)), replace=False)
+    asked = rng.integers(len(row) - 1, size=pairs)
+    text = " ".join([*row, *(f"{row[index]} {row[index + 1]}" for index in asked)])
+    ids = layout.processor.tokenizer(text)["input_ids"]
+    labels = [_IGNORED] * len(ids)
+    labels[1 - 2 * pairs :: 2] = ids[1 - 2 * pairs :: 2]
+    return ids, labels
 
 
 def _look_ups(
@@ -148,15 +156,15 @@ def _look_ups(
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int) -> Segments:
-    """Text alone: repeated words, and look-ups among any words and among real options.
+    """Text alone: words after words, and look-ups among any words and among real options.
 
     Looking up an option's letter is what a tiny model learns last, after a long plateau: four letters give a weak
-    signal until all of the way there works. Repeats teach to look back for what followed a word.
+    signal until all of the way there works. Words after words teach to look back for what followed.
     """
     segments = []
     for row in range(rows):
         if row % 4 == 0:
-            segments.append(_repeat(layout, rng))
+            segments.append(_after(layout, rng))
         else:
             segments.append(_look_ups(layout, rng, _any_words(rng) if row % 2 else _any_question(rng)))
     return _pad(segments, [0] * rows, layout.processor.tokenizer.pad_token_id)

@@ -1,15 +1,22 @@
-"""Held-out accuracy of a shapes checkpoint, by kind of question."""
+"""Held-out accuracy of a shapes checkpoint by kind of question: ``python -m lmms_eval_vreason.shapes.evaluate``."""
 
+import argparse
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from qwen_vl_utils import fetch_video
 from tqdm import tqdm
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
-from lmms_eval_vreason.shapes.items import Item
+from lmms_eval_vreason.shapes import checkpoint_dir
+from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
+from lmms_eval_vreason.shapes.dataset import make_clips
+from lmms_eval_vreason.shapes.items import Item, make_items
 from lmms_eval_vreason.shapes.questions import KINDS
 from lmms_eval_vreason.shapes.render import sampled
 
@@ -84,3 +91,50 @@ def evaluate(
     }
     valid = float(np.mean([answer is not None for answer in answers]))
     return Result(float(np.mean(right)), by_kind, valid, texts, right)
+
+
+def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
+    """What qwen-vl-utils reads from the items' mp4 files at 2 frames a second: ``(8, 84, 84, 3)`` uint8 each."""
+    size = {"fps": 2.0, "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
+    videos = (fetch_video({"video": str(path), **size}) for path in make_clips(items))
+    return [video.permute(0, 2, 3, 1).round().to(torch.uint8).numpy() for video in videos]
+
+
+def _others(items: Sequence[Item], frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Each question's frames exchanged for those of the next question of its kind."""
+    kinds = len(KINDS)
+    return [frames[(index + kinds) % (len(items) // kinds * kinds)] for index in range(len(items))]
+
+
+def report(checkpoint: str, count: int) -> dict:
+    """Accuracy on ``count`` test questions from files, from pictures in memory, and with another question's video."""
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    items = make_items("test", count)
+    frames = frames_from_files(items)
+    result = evaluate(model, processor, items, frames=frames)
+    tokens = [len(ids) for ids in processor.tokenizer(result.texts)["input_ids"]]
+    return {
+        "questions": count,
+        "accuracy": result.accuracy,
+        "standard_error": float(np.sqrt(result.accuracy * (1 - result.accuracy) / (count - 1))),
+        "by_kind": result.by_kind,
+        "format_valid": result.format_valid,
+        "tokens": {"mean": float(np.mean(tokens)), "least": min(tokens), "most": max(tokens)},
+        "accuracy_from_memory": evaluate(model, processor, items).accuracy,
+        "accuracy_with_another_video": evaluate(model, processor, items, frames=_others(items, frames)).accuracy,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--checkpoint", default=None, help="a folder; the packaged checkpoint if left out")
+    parser.add_argument("--questions", type=int, default=900)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(json.dumps(report(args.checkpoint or str(checkpoint_dir()), args.questions), indent=2))
+
+
+if __name__ == "__main__":
+    main()
