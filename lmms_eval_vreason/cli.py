@@ -9,6 +9,7 @@ from lmms_eval_vreason import __version__
 
 _ROOMS = (
     "lmms_eval_vreason.commands",
+    "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
 )

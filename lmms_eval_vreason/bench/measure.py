@@ -1,0 +1,60 @@
+"""Timing and memory of one generation, taken the same way for every variant."""
+
+import time
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from lmms_eval_vreason.bench.shapes import Prompt
+from lmms_eval_vreason.bench.variants import Variant
+
+
+class _Stamps(StoppingCriteria):
+    """Never stops; notes when the first and the last token were chosen. Both loops call it once a token."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.calls, self.times = tokens, 0, []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+        self.calls += 1
+        if self.calls in (1, self.tokens):
+            if input_ids.is_cuda:
+                torch.cuda.synchronize(input_ids.device)
+            self.times.append(time.perf_counter())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def seconds_per_token(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens: int) -> float:
+    """Seconds of one decoding step, the mean over ``tokens`` of them; the first token, off the prefill, is left out."""
+    stamps = _Stamps(tokens + 1)
+    inputs = prompt.inputs(model, kind=variant.cache, new_tokens=tokens + 1)
+    sequences = variant.generate(model, **inputs, stopping_criteria=StoppingCriteriaList([stamps]))
+    made = sequences.shape[1] - prompt.input_ids.shape[1]
+    if made != tokens + 1:
+        raise RuntimeError(f"{variant.name} made {made} tokens instead of {tokens + 1}")
+    return (stamps.times[1] - stamps.times[0]) / tokens
+
+
+def peak_bytes(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens: int) -> int:
+    """The most bytes of tensors at any time of one generation: weights, prompt cache and all that it makes.
+
+    CUDA: the allocator's peak. CPU: the running sum of the allocations and releases that torch's profiler records.
+    """
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
+        # The master copy of the prompt's cache is the benchmark's own.
+        others = torch.cuda.memory_allocated(model.device) - sum(weights.values())
+        variant.generate(model, **prompt.inputs(model, kind=variant.cache, new_tokens=tokens))
+        return torch.cuda.max_memory_allocated(model.device) - others
+    # The cache is made within, so that its release is recorded as well.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        variant.generate(model, **prompt.inputs(model, kind=variant.cache, new_tokens=tokens))
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return sum(weights.values()) + peak

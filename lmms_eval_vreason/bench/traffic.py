@@ -1,0 +1,58 @@
+"""The byte model: decoding one token is reading weights and cache, so what a method costs is what it reads besides."""
+
+from lmms_eval_vreason.bench.shapes import Shape
+from lmms_eval_vreason.decoding import VReason
+
+# A dynamic cache is read and written anew at each token (concatenation) before attention reads it.
+_CACHE_PASSES = {"dynamic": 3, "static": 1}
+# Passes over ΔV and Adam's two moments (float32) at an update: gradient through the norm, moments, step, V_new.
+_CONTROLLER_PASSES = 10
+
+
+class ByteModel:
+    """Bytes that move for one decoded token of ``batch`` samples.
+
+    Args:
+        shape: The decoder.
+        itemsize: Bytes of a weight and of a cached value.
+        batch, video_tokens, tokens: Samples; video tokens and cached tokens of each.
+        cache: ``dynamic`` or ``static``.
+    """
+
+    def __init__(self, shape: Shape, *, itemsize: int, batch: int, video_tokens: int, tokens: int, cache: str) -> None:
+        self.shape, self.itemsize, self.batch, self.tokens = shape, itemsize, batch, tokens
+        self.video_tokens, self.cache = video_tokens, cache
+
+    def layer_cache(self, tokens: float) -> float:
+        """Keys and values of one layer."""
+        return 2 * self.batch * tokens * self.shape.kv_heads * self.shape.head_dim * self.itemsize
+
+    def plain(self, tokens: float | None = None) -> float:
+        """One ordinary token."""
+        tokens = self.tokens if tokens is None else tokens
+        cache = self.shape.layers * self.layer_cache(tokens) * _CACHE_PASSES[self.cache]
+        return self.shape.weights() * self.itemsize + cache
+
+    def update(self, method: VReason, tokens: float) -> float:
+        """One update: the tail's backward pass, the controller, the refresh."""
+        inputs, outputs = self.shape.layer_weights()
+        head = self.shape.head_weights()
+        rows = min(method.head_topk or self.shape.vocabulary, self.shape.vocabulary)
+        backward = method.layers * outputs + (method.layers - 1) * inputs + rows * self.shape.hidden_size
+        weights = backward * method.steps_per_update
+        if method.refresh:
+            weights += method.layers * (inputs + outputs) + head
+        dropped = self.tokens - tokens
+        values = self.batch * (self.video_tokens - dropped) * self.shape.kv_heads * self.shape.head_dim
+        controller = values * (3 * self.itemsize + 4 * _CONTROLLER_PASSES)
+        # Attention's backward pass reads keys and values and writes both gradients; the refresh reads them once more.
+        caches = (2 + method.refresh) * self.layer_cache(tokens)
+        return weights * self.itemsize + method.layers * (controller + caches)
+
+    def ratio(self, method: VReason | None, *, full_forward: bool = False) -> float:
+        """The time of one token over plain ``generate``'s, if time is bytes; ``full_forward``: the naive refresh."""
+        if method is None:
+            return 1.0
+        tokens = self.tokens - int(method.prune_ratio * self.video_tokens)
+        excess = self.update(method, tokens) + (self.plain(tokens) if full_forward else 0.0)
+        return (self.plain(tokens) + excess / method.update_every) / self.plain()
