@@ -74,6 +74,10 @@ class Sgd:
         ``active``: (batch,) 1.0 or 0.0; ``gradient`` is 0 for inactive samples."""
         delta.add_(gradient, alpha=-self.learning_rate)
 
+    def packed(self) -> list[Tensor]:
+        """What has one entry a video token."""
+        return []
+
     def state_bytes(self) -> int:
         return 0
 
@@ -99,6 +103,10 @@ class Adam:
         rate = (self.learning_rate * active / (1 - self.beta1**steps))[rows, None, None]
         denominator = self.square.sqrt().mul_(scale2).add_(self.eps)
         delta.sub_(denominator.reciprocal_().mul_(self.mean).mul_(rate))
+
+    def packed(self) -> list[Tensor]:
+        """As :meth:`Sgd.packed`."""
+        return [self.mean, self.square]
 
     def state_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps))
@@ -127,6 +135,10 @@ class _Noise:
         """(tokens, kv_heads, head_dim)."""
         self._calls += 51749
         return (self._tokens + self._entries + self._calls) & 0xFFFF
+
+    def packed(self) -> list[Tensor]:
+        """What has one entry a video token."""
+        return [self._tokens]
 
     def state_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self._tokens, self._entries, self._calls))
@@ -200,6 +212,17 @@ class ValueCacheController:
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
         return self._per_sample_norm(self.delta) / self._original_norm.clamp_min(torch.finfo(self.delta.dtype).tiny)
+
+    def mark_dynamic(self) -> None:
+        """Tells torch.compile that the number of video tokens differs from prompt to prompt."""
+        packed = [self.rows, self.columns, self.original, self.delta]
+        packed += [
+            value for value in vars(self.optimizer).values() if getattr(value, "shape", None) == self.delta.shape
+        ]
+        if self._noise is not None:
+            packed += self._noise.packed()
+        for tensor in packed:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def state_bytes(self) -> int:
         """Bytes this controller keeps between steps: V, ΔV, the optimiser's moments and the index."""

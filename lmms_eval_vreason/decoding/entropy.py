@@ -1,7 +1,6 @@
 """Entropy of the next token, its moving average and peak, and the policies that turn them into α."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,24 +42,14 @@ OBJECTIVE_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass
-class EntropyAverage:
-    """The EMA of each sample's entropy and its running peak; all (batch,), float32, nats. Both start at 0 (paper)."""
+def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """H_ema ← β H_ema + (1-β) H, then peak ← max(peak, H_ema); all (batch,), nats. Both start at 0 (paper).
 
-    decay: float
-    ema: Tensor
-    peak: Tensor
-
-    @classmethod
-    def start(cls, decay: float, batch: int, device: torch.device) -> "EntropyAverage":
-        """No token seen yet."""
-        return cls(decay, torch.zeros(batch, device=device), torch.zeros(batch, device=device))
-
-    def update(self, h: Tensor) -> None:
-        """H_ema ← β H_ema + (1-β) H, then peak ← max(peak, H_ema). A non-finite entropy leaves both as they are."""
-        h = h.to(self.ema.dtype)
-        self.ema = torch.where(h.isfinite(), self.decay * self.ema + (1.0 - self.decay) * h, self.ema)
-        self.peak = torch.maximum(self.peak, self.ema)
+    A non-finite entropy leaves both as they are.
+    """
+    h = h.to(ema.dtype)
+    ema = torch.where(h.isfinite(), decay * ema + (1.0 - decay) * h, ema)
+    return ema, torch.maximum(peak, ema)
 
 
 # α of each sample from (ema, peak, coin), all (batch,). With the loss α · KL(p‖U), -1 lowers and +1 raises the entropy.

@@ -6,7 +6,7 @@ one token follows another. The model itself is not patched.
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,12 @@ from transformers import (
     StopStringCriteria,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
+from lmms_eval_vreason.decoding.compiled import DueStep, compiled_steps, compiles, static_cache
 from lmms_eval_vreason.decoding.config import VReason
-from lmms_eval_vreason.decoding.entropy import POLICIES, EntropyAverage, entropy
+from lmms_eval_vreason.decoding.entropy import POLICIES, entropy, moving_average
 from lmms_eval_vreason.decoding.pruning import prune_video_tokens
 from lmms_eval_vreason.decoding.steering import Steering, TailInputs, capturing, tail_mask
 from lmms_eval_vreason.decoding.support import check_cache, check_call, check_model
@@ -75,6 +78,8 @@ def generate(
         kwargs["streamer"] = streamer
     generation_config = copy.deepcopy(generation_config)
     _add_stop_strings(generation_config, tokenizer, kwargs)
+    if method.compile == "on" and kwargs.get("past_key_values") is None:
+        kwargs["past_key_values"] = static_cache(model, _longest(model, generation_config, kwargs))
     with frozen(model):
         sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)
@@ -93,7 +98,8 @@ class DecodingLoop:
         # transformers does not hand the streamer to a callable of one's own, so the object carries it.
         self.method, self.streamer, self.generators = method, streamer, generators
         self.steering: Steering | None = None
-        self._shift: Tensor | None = None
+        self._compiled_forward: Callable[..., Any] | None = None
+        self._compiled_due_step: Callable[..., DueStep] | None = None
         self.traces: list[Trace] = []
 
     def __call__(
@@ -110,24 +116,22 @@ class DecodingLoop:
         pad_token = generation_config._pad_token_tensor if _has_end_token(stopping_criteria) else None
         unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         lengths = torch.zeros_like(unfinished, dtype=torch.long)
-        outputs, tail = self._prefill(model, input_ids, generation_config, model_kwargs)
-        forward = compiled_forward(model, self.method, model_kwargs, generation_config)
+        logits, cache = self._prefill(model, input_ids, generation_config, model_kwargs, unfinished)
+        if compiles(model, self.method, model_kwargs, generation_config):
+            self._compiled_forward, self._compiled_due_step = compiled_steps(model, self.method, generation_config)
+            for controller in self.steering.controllers if self.steering is not None else ():
+                controller.mark_dynamic()
         token = 0
         while True:
             started = time.perf_counter()
             due = self.steering is not None and self.method.is_due(token)
             if token > 0:
                 inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-                if due:
-                    outputs, tail = self.steering.forward(model, inputs)
-                else:
-                    outputs, tail = forward(**inputs, return_dict=True), None
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-            logits = self._steer(token, outputs.logits[:, -1], tail if due else None, unfinished)
+                logits = self._decode(model, inputs, token, unfinished)
+            model_kwargs = model._update_model_kwargs_for_generation(cache, model_kwargs)
             # A copy in float32, as transformers makes it: processors may write into it.
             scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
-            # Each of them would keep the step's graph alive.
-            del outputs, tail, logits
+            del logits
             next_tokens = self._choose(logits_processor(input_ids, scores), generation_config.do_sample)
             if pad_token is not None:
                 next_tokens = torch.where(unfinished, next_tokens, pad_token.to(next_tokens))
@@ -151,7 +155,7 @@ class DecodingLoop:
         batch, device = input_ids.shape[0], input_ids.device
         if self.generators is not None and len(self.generators) != batch:
             raise ValueError(f"{len(self.generators)} generators for a batch of {batch}: pass one a sample")
-        self._average = EntropyAverage.start(self.method.ema_decay, batch, device)
+        self._ema = self._peak = self._shift = torch.zeros(batch, device=device)
         self._recorder = TraceRecorder()
         # Every sample sees the same coins: a sample's α does not depend on its place in a batch.
         tokens = generation_config.max_length - input_ids.shape[1]
@@ -159,9 +163,18 @@ class DecodingLoop:
         self._coins = torch.where(coins, 1.0, -1.0).to(device)
 
     def _prefill(
-        self, model: PreTrainedModel, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict
-    ) -> tuple[Any, TailInputs]:
-        """Runs the prompt, prunes (Lite) and attaches the controllers. Changes ``model_kwargs`` when it prunes."""
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        unfinished: Tensor,
+    ) -> tuple[Tensor, ModelOutput]:
+        """Runs the prompt, prunes (Lite) and attaches the controllers. Changes ``model_kwargs`` when it prunes.
+
+        Returns:
+            The logits to choose the first token from, and the cache, as transformers' bookkeeping wants it.
+        """
         method, tail = self.method, TailInputs()
         with capturing_prefill(model, method, tail):
             outputs = model._prefill(input_ids, generation_config, model_kwargs)
@@ -179,7 +192,24 @@ class DecodingLoop:
             if method.first_token:
                 kind = model.config._attn_implementation
                 tail.kwargs["attention_mask"] = tail_mask(attention_mask, cache.layers[-1], kind)
-        return outputs, tail
+        due = self.steering is not None and method.first_token
+        logits = self._steer(0, outputs.logits[:, -1], tail if due else None, unfinished)
+        return logits, BaseModelOutputWithPast(past_key_values=cache)
+
+    def _decode(self, model: PreTrainedModel, inputs: dict[str, Any], token: int, unfinished: Tensor) -> Tensor:
+        """One token's forward over the cache; the logits to choose the next token from."""
+        if self.steering is None or not self.method.is_due(token):
+            forward = model if self._compiled_forward is None else self._compiled_forward
+            return self._steer(token, forward(**inputs, return_dict=True).logits[:, -1], None, unfinished)
+        if self._compiled_due_step is None:
+            outputs, tail = self.steering.forward(model, inputs)
+            return self._steer(token, outputs.logits[:, -1], tail, unfinished)
+        coin = self._coins[token].expand_as(self._ema)
+        step = self._compiled_due_step(self.steering, inputs, self._ema, self._peak, coin, unfinished)
+        self._ema, self._peak, self.steering.healthy = step.ema, step.peak, step.healthy
+        self._shift = self.steering.shift()
+        self._note(step.entropy, step.alpha, step.entropy_change, step.grad_norm)
+        return step.logits
 
     def _steer(self, token: int, logits: Tensor, tail: TailInputs | None, unfinished: Tensor) -> Tensor:
         """Updates the cache if the token is due, notes the trace, and gives the logits to choose from."""
@@ -187,24 +217,27 @@ class DecodingLoop:
             tail = self.steering.rerun(tail)
             logits = tail.logits.detach()
         h = entropy(logits).to(unfinished.device)
-        average = self._average
-        average.update(h)
-        update = None
-        if tail is not None:
-            alpha = POLICIES[self.method.policy](average.ema, average.peak, self._coins[token].expand_as(h))
-            update = self.steering.update(tail, alpha, unfinished & (h >= self.method.min_entropy))
-            self._shift = self.steering.shift()
+        self._ema, self._peak = moving_average(self._ema, self._peak, h, self.method.ema_decay)
         nan, zero = torch.full_like(h, torch.nan), torch.zeros_like(h)
+        if tail is None:
+            self._note(h, zero, nan, nan)
+            return logits
+        alpha = POLICIES[self.method.policy](self._ema, self._peak, self._coins[token].expand_as(h))
+        update = self.steering.update(tail, alpha, unfinished & (h >= self.method.min_entropy))
+        self._shift = self.steering.shift()
+        self._note(h, update.alpha, update.entropy_change, update.grad_norm)
+        return logits.detach() if update.logits is None else update.logits
+
+    def _note(self, h: Tensor, alpha: Tensor, entropy_change: Tensor, grad_norm: Tensor) -> None:
         self._recorder.add(
             entropy=h,
-            ema=average.ema,
-            peak=average.peak,
-            alpha=zero if update is None else update.alpha,
-            entropy_change=nan if update is None else update.entropy_change,
-            shift=zero if self._shift is None else self._shift,
-            grad_norm=nan if update is None else update.grad_norm,
+            ema=self._ema,
+            peak=self._peak,
+            alpha=alpha,
+            entropy_change=entropy_change,
+            shift=self._shift,
+            grad_norm=grad_norm,
         )
-        return logits if update is None or update.logits is None else update.logits
 
     def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
         if not do_sample:
@@ -252,11 +285,13 @@ def capturing_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs)
     return capturing(model.model.language_model.layers[-method.layers], model.get_output_embeddings(), tail)
 
 
-def compiled_forward(model: PreTrainedModel, method: VReason, model_kwargs: dict, config: GenerationConfig):
-    """The forward of ordinary steps: compiled where transformers would compile it, unless ``compile='off'``."""
-    if method.compile != "off" and model._valid_auto_compile_criteria(model_kwargs, config):
-        return model.get_compiled_call(config.compile_config)
-    return model
+def _longest(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> int:
+    """Tokens of the longest sequence this call can make, prompt included."""
+    config = model.generation_config if generation_config is None else generation_config
+    new_tokens = kwargs.get("max_new_tokens", config.max_new_tokens)
+    if new_tokens is None:
+        raise ValueError("compile='on' needs to know how many tokens there will be: pass max_new_tokens")
+    return kwargs["input_ids"].shape[1] + new_tokens
 
 
 def _has_end_token(stopping_criteria: StoppingCriteriaList) -> bool:
