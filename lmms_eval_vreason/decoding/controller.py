@@ -215,10 +215,7 @@ class ValueCacheController:
 
     def mark_dynamic(self) -> None:
         """Tells torch.compile that the number of video tokens differs from prompt to prompt."""
-        packed = [self.rows, self.columns, self.original, self.delta]
-        packed += [
-            value for value in vars(self.optimizer).values() if getattr(value, "shape", None) == self.delta.shape
-        ]
+        packed = [self.rows, self.columns, self.original, self.delta, *self.optimizer.packed()]
         if self._noise is not None:
             packed += self._noise.packed()
         for tensor in packed:
