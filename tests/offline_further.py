@@ -29,6 +29,8 @@ def further_benchmarks(docs: int) -> Iterable[tuple[str, str, str, list[dict], l
     files = [f"videomathqa/videos/{row['videoID']}.mp4" for row in rows]
     tasks = ["videomathqa_mcq", "videomathqa_mcq_w_subtitles"]
     yield "MBZUAI/VideoMathQA", "mcq", "test", rows, files, tasks
+    rows = [row | {"options": OPTIONS[:2]} for row in rows]
+    yield "MBZUAI/VideoMathQA", "multi_binary", "test", rows, files, ["videomathqa_mbin"]
 
     rows = [_lvbench(i) for i in order]
     yield "lmms-eval/LVBench", "default", "train", rows, [f"lvbench/{row['video_path']}" for row in rows], ["lvbench"]

@@ -27,6 +27,7 @@ FURTHER = {
     "longvideobench_val_v": ("lvb_acc", 2 / 3),
     "videomathqa_mcq": ("videomathqa_perception_score", 200 / 3),
     "videomathqa_mcq_w_subtitles": ("videomathqa_perception_score", 200 / 3),
+    "videomathqa_mbin": ("videomathqa_perception_score", 200 / 3),
     "lvbench": ("lvbench_score", 2 / 3),
     "tvbench_action_antonym": ("tvbench_acc", 2 / 3),
     "mmsi_video": ("overall_accuracy", 200 / 3),

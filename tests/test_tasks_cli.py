@@ -70,15 +70,18 @@ def test_direct_group_and_another_template(offline: OfflineBenchmarks, checkpoin
         yaml.safe_dump({"prompt": "Q: {question} {answer_type}", "answer_type": dict.fromkeys(ANSWER_TYPES, "Say it.")})
     )
     rl = replace(offline, env={**offline.env, TEMPLATE_VARIABLE: str(file)})
-    tasks = ["vreason_direct", "vreason_videomme"]
+    tasks = ["vreason_direct", "vreason_videomme", "vreason_videomathqa_w_subtitles"]
     args = {"pretrained": checkpoint, "thinking": "off", "max_answer_tokens": 16}
     run = group(rl, tmp_path / "out", "qwen2_5_vl_vreason", tasks, 3, **args)
-    assert len(run.samples) == 31
+    assert len(run.samples) == 30 + 1 + 4
     assert run.metric("vreason_direct_videomme", "score") == pytest.approx(2 / 3)
     assert run.metric("vreason_direct_vsibench_mra", "answer_found") == 0
     assert run.metric("vreason_direct_videomme", "score_stderr_clustered") > 0
     assert run.samples["vreason_videomme"][0]["input"].startswith("Q: Which shape")
-    digests = {task: config["metadata"]["template_digest"] for task, config in run.results["configs"].items()}
+    configs = run.results["configs"]
+    subtitled = [configs.pop(task) for task in list(configs) if task.startswith("videomathqa_")]
+    assert [config["lmms_eval_specific_kwargs"]["default"]["frame_num"] for config in subtitled] == [768] * 4
+    digests = {task: config["metadata"]["template_digest"] for task, config in configs.items()}
     assert digests.pop("vreason_videomme") == load_template(file).digest
     assert run.samples["vreason_videomme"][0]["score"]["template"] == load_template(file).digest
     assert len(set(digests.values())) == 1
