@@ -136,7 +136,15 @@ def test_yes_no(text: str, score: int) -> None:
     assert figures["score"]["score"] == score
 
 
-@pytest.mark.parametrize("labels", [("Caption A", "Caption B"), ("Option 1", "Option 2"), ("Sentence A", "Sentence B")])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("Caption A", "Caption B"),
+        ("Option 1", "Option 2"),
+        ("Sentence A", "Sentence B"),
+        ("Description 1", "Description 2"),
+    ],
+)
 @pytest.mark.parametrize("form", ["{key}", "{label}", "{label}: A square.", "A square.", "({key})", "Answer: {label}"])
 def test_caption_matching(labels: tuple[str, str], form: str) -> None:
     question = f"Which fits?\n{labels[0]}: A circle.\n{labels[1]}: A square."

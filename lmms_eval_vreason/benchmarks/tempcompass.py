@@ -5,13 +5,12 @@ import re
 from lmms_eval_vreason.benchmarks.benchmark import Benchmark, Doc, Question
 from lmms_eval_vreason.benchmarks.stock import stock_utils
 
-_OPTION = re.compile(r"^(?:(?P<word>[A-Z][a-z]+)\s+)?(?P<key>[A-Z1-9])[.:)]\s*(?P<text>.+)$")
+_OPTION = re.compile(r"^\s*(?:(?P<word>[A-Z][a-z]+)\s+)?(?P<key>[A-Z1-9])[.:)]\s*(?P<text>.+)$")
 
 
 def question(doc: Doc) -> Question:
     """A multiple-choice or caption-matching document; both carry their options in the question's text."""
-    matches = [_OPTION.match(line.strip()) for line in doc["question"].splitlines()[1:]]
-    found = [match for match in matches if match]
+    found = list(filter(None, map(_OPTION.match, doc["question"].strip().splitlines()[1:])))
     options = {match["key"]: match["text"].strip() for match in found}
     kind = "label" if any(match["word"] for match in found) else "choice"
     return Question(doc["question"].strip(), kind, doc["video_id"], options)
@@ -35,8 +34,11 @@ def yes_no_score(doc: Doc, answer: str) -> float:
 
 
 def caption_score(doc: Doc, answer: str) -> float:
-    # The rule alone: the stock scorer calls a judge where the rule says "fail".
-    return float(stock_utils("tempcompass").eval_rule(answer, doc["question"].strip(), doc["answer"]) == 1)
+    # The rule alone: the stock scorer calls a judge where it says "fail". It knows every option by its whole label.
+    text = doc["question"].strip()
+    matches = filter(None, map(_OPTION.match, text.splitlines()[1:]))
+    label = next(" ".join(filter(None, (m["word"], m["key"]))) for m in matches if m["key"] == answer)
+    return float(stock_utils("tempcompass").eval_rule(label, text, doc["answer"]) == 1)
 
 
 _CHOICE = Benchmark("tempcompass", question, multi_choice_score, pooled=True)
