@@ -10,6 +10,7 @@ from offline import write_video
 
 from lmms_eval_vreason.journal import latest_samples, read_records
 from lmms_eval_vreason.model import Qwen2_5_VL_VReason
+from lmms_eval_vreason.protocol import joined
 from lmms_eval_vreason.run import TooManyErrors
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}
@@ -68,14 +69,14 @@ def test_answers_come_in_order_with_thinking_and_counts(build, videos):
     for index, result in enumerate(results):
         record = by_doc[index]
         assert result.text == record["text"]
-        assert result.text.startswith("<think>\n")
-        assert result.text.endswith(f"</think>\n{record['answer']}")
+        assert result.text == joined(record["thinking"], record["answer"], return_thinking=True)
         counts = result.token_counts
         assert counts.output_tokens == len(record["trace"]["entropy"]) == len(record["trace"]["tokens"])
         assert 0 < counts.reasoning_tokens <= counts.output_tokens
         assert record["trace"]["video_tokens"] > 0
         assert record["trace"]["updates"] > 0
         assert record["media"] == [videos[index % 3]]
+    assert any(record["thinking"] for record in by_doc.values())
 
 
 def test_a_batch_answers_as_one_by_one_with_exact_counts(build, videos):

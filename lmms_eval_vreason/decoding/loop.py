@@ -119,6 +119,10 @@ class DecodingLoop:
         logits, cache = self._prefill(model, input_ids, generation_config, model_kwargs, unfinished)
         if compiles(model, self.method, model_kwargs, generation_config):
             self._compiled_forward, self._compiled_due_step = compiled_steps(model, self.method, generation_config)
+            if model_kwargs.get("attention_mask") is None:
+                # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
+                cached = int(cache.past_key_values.get_seq_length())
+                model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], cached)
             for controller in self.steering.controllers if self.steering is not None else ():
                 controller.mark_dynamic()
         token = 0
