@@ -7,7 +7,7 @@ import torch
 
 from lmms_eval_vreason.shapes.questions import KINDS, Question, ask
 from lmms_eval_vreason.shapes.render import render, sampled
-from lmms_eval_vreason.shapes.vocabulary import LETTERS, words
+from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, LETTERS, NUMBERS, SHAPES, words
 from lmms_eval_vreason.shapes.world import RECIPES, Scene, make_scene
 
 QUESTIONS_A_CLIP = 3
@@ -109,62 +109,28 @@ def video_batch(layout: Layout, rng: np.random.Generator, clips: int, groups: in
     )
 
 
-def _plain_words() -> list[str]:
-    return [word for word in words() if word not in LETTERS]
+_OPTION_WORDS = [*COLOURS, *SHAPES, *DIRECTIONS, *NUMBERS[1:5]]
+_FILLER = 8  # words between options and look-ups, at most
 
 
-def _any_words(rng: np.random.Generator) -> Question:
-    """A question without sense: four different words out of all, so that only looking at the options can help."""
-    options = tuple(rng.choice(_plain_words(), size=len(LETTERS), replace=False).tolist())
-    return Question("any", "Which?", options, 0, "")
-
-
-def _any_question(rng: np.random.Generator) -> Question:
-    """A real question on some scene."""
-    question = None
-    while question is None:
-        kind = list(KINDS)[rng.integers(len(KINDS))]
-        recipes = KINDS[kind][1]
-        question = ask(make_scene(rng, recipes[rng.integers(len(recipes))], "train"), kind, rng)
-    return question
-
-
-def _after(layout: Layout, rng: np.random.Generator, pairs: int = 30) -> tuple[list[int], list[int]]:
-    """Different words in a row; then pairs of one of them and the word after it, which is to be foretold.
-
-    The pairs come in any order: words repeated at a fixed distance would only teach that distance.
-    """
-    row = rng.choice(_plain_words(), size=int(rng.integers(8, 40)), replace=False)
-    asked = rng.integers(len(row) - 1, size=pairs)
-    text = " ".join([*row, *(f"{row[index]} {row[index + 1]}" for index in asked)])
-    ids = layout.processor.tokenizer(text)["input_ids"]
-    labels = [_IGNORED] * len(ids)
-    labels[1 - 2 * pairs :: 2] = ids[1 - 2 * pairs :: 2]
-    return ids, labels
-
-
-def _look_ups(
-    layout: Layout, rng: np.random.Generator, question: Question, count: int = 8
-) -> tuple[list[int], list[int]]:
-    """A prompt, then any of its options and its letter, several times over; the letters are to be foretold."""
-    tokenizer = layout.processor.tokenizer
-    letters = {tokenizer(f" {letter}")["input_ids"][0] for letter in LETTERS}
-    chosen = rng.integers(len(LETTERS), size=count).tolist()
-    said = [Question(question.kind, "", question.options, index, "").response() for index in chosen]
-    ids, _ = layout.segment(question.prompt(), "".join(said))
-    return ids, [token if token in letters else _IGNORED for token in ids]
+def _look_ups(rng: np.random.Generator, vocabulary: list[str], others: list[str]) -> str:
+    """Four options, some other words, then twice any option and its letter."""
+    options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
+    marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
+    filler = " ".join(["\n", *(others[index] for index in rng.integers(len(others), size=rng.integers(_FILLER)))])
+    asked = rng.integers(len(LETTERS), size=2)
+    return marked + filler + "".join(f". So it is {options[index]} {LETTERS[index]}" for index in asked)
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int) -> Segments:
-    """Text alone: words after words, and look-ups among any words and among real options.
+    """Text alone: look-ups of an option's letter, half of them among the world's options, half among any words.
 
-    Looking up an option's letter is what a tiny model learns last, after a long plateau: four letters give a weak
-    signal until all of the way there works. Words after words teach to look back for what followed.
+    Looking the letter up is what a tiny model learns last, after a long plateau, for it needs all parts of the way at
+    once. Many short rows of ever new options get over it soonest. Only the letters are to be foretold.
     """
-    segments = []
-    for row in range(rows):
-        if row % 4 == 0:
-            segments.append(_after(layout, rng))
-        else:
-            segments.append(_look_ups(layout, rng, _any_words(rng) if row % 2 else _any_question(rng)))
-    return _pad(segments, [0] * rows, layout.processor.tokenizer.pad_token_id)
+    tokenizer = layout.processor.tokenizer
+    others = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
+    texts = [_look_ups(rng, others if row % 2 else _OPTION_WORDS, others) for row in range(rows)]
+    letters = {ids[0] for ids in tokenizer([f" {letter}" for letter in LETTERS])["input_ids"]}
+    segments = [(ids, [i if i in letters else _IGNORED for i in ids]) for ids in tokenizer(texts)["input_ids"]]
+    return _pad(segments, [0] * rows, tokenizer.pad_token_id)

@@ -225,10 +225,10 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument(
         "--mixed-steps", type=int, default=1500, help="first steps on clips with half a drill as well"
     )
-    described.add_argument("--drill-rows", type=int, default=32)
+    described.add_argument("--drill-rows", type=int, default=64)
     described.add_argument("--drill-learning-rate", type=float, default=1e-3)
     described.add_argument("--steps", type=int, default=9000, help="steps on clips")
-    described.add_argument("--clips", type=int, default=16, help="clips a step, three questions each")
+    described.add_argument("--clips", type=int, default=12, help="clips a step, three questions each")
     described.add_argument("--learning-rate", type=float, default=1.5e-3)
     described.add_argument("--log-every", type=int, default=50)
     described.add_argument("--validate-every", type=int, default=500)
