@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lmms_eval_vreason.benchmarks.answers import (
@@ -14,6 +14,7 @@ from lmms_eval_vreason.benchmarks.answers import (
     split_response,
 )
 
+UNHURRIED = settings(deadline=None)  # a busy machine may stop in the middle of an example
 OPTIONS = {"A": "circle", "B": "square", "C": "triangle", "D": "star"}
 RIGHT = [
     "B",
@@ -44,6 +45,7 @@ WRONG_CHAINS = [
     "B. I thought so at first. But it is round, so the answer is A.",
     "Option B says square, and square has corners. It is round, so I cannot say",
     "A is out. B is out. C is out",
+    "B. square is what it looks like, but no",
     "The answer is not B",
     "Is it B? No.",
     "It is A or B",
@@ -102,13 +104,16 @@ def test_no_choice(text: str) -> None:
     assert choice(text) is None
 
 
+@UNHURRIED
 @given(chain=CHAIN)
 @example("B " * 14)
+@example("B square" + " A" * 12)
 def test_a_chain_alone_is_no_choice(chain: str) -> None:
     assert choice(chain) is None
     assert choice(f"<think>{chain}") is None
 
 
+@UNHURRIED
 @given(chain=CHAIN, letter=LETTERS)
 def test_a_chain_does_not_change_the_answer(chain: str, letter: str) -> None:
     for text in (
@@ -121,6 +126,7 @@ def test_a_chain_does_not_change_the_answer(chain: str, letter: str) -> None:
         assert choice(text) == letter
 
 
+@UNHURRIED
 @given(text=st.text(max_size=200))
 def test_any_text_is_taken_apart(text: str) -> None:
     response = split_response(text)
@@ -173,11 +179,13 @@ def test_no_number(text: str) -> None:
     assert parse_number(split_response(text)) is None
 
 
+@UNHURRIED
 @given(number=st.integers(-(10**9), 10**9), unit=st.sampled_from(["", " m", "cm", " square metres", " 米"]))
 def test_thousands_separators_and_units(number: int, unit: str) -> None:
     assert parse_number(split_response(f"<answer>{number:,}{unit}</answer>")) == number
 
 
+@UNHURRIED
 @given(above=st.integers(-999, 999), below=st.integers(1, 999))
 def test_fractions(above: int, below: int) -> None:
     assert parse_number(split_response(f"{above}/{below}")) == pytest.approx(above / below)
@@ -206,6 +214,7 @@ def test_yes_no(text: str, answer: str | None) -> None:
     assert parse_yes_no(split_response(text)) == answer
 
 
+@UNHURRIED
 @given(answer=st.text(string.ascii_letters + " ", min_size=1, max_size=30))
 def test_open_answers(answer: str) -> None:
     assume(answer.strip())

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from offline_documents import OPTIONS, benchmarks
 
@@ -16,6 +16,7 @@ from lmms_eval_vreason.benchmarks.aggregates import mean_over_benchmarks, mean_s
 from lmms_eval_vreason.benchmarks.stock import stock_config, stock_utils
 from lmms_eval_vreason.shapes.architecture import random_checkpoint
 
+UNHURRIED = settings(deadline=None)  # a busy machine may stop in the middle of an example
 ROWS = {(repository, config): rows for repository, config, _, rows, _, _ in benchmarks(10)}
 PACKAGE = "lmms_eval_vreason.benchmarks"
 
@@ -88,6 +89,7 @@ def test_wrong_or_missing_answer_scores_zero_and_counts(benchmark: str, text: st
 
 
 @pytest.mark.parametrize("benchmark", CHOICES)
+@UNHURRIED
 @given(letter=st.sampled_from("ABCD"), index=st.integers(0, 2))
 def test_exactly_the_gold_letter_scores(benchmark: str, letter: str, index: int) -> None:
     *place, function = CHOICES[benchmark]
@@ -119,6 +121,7 @@ def test_numbers_by_mean_relative_accuracy(text: str, score: float) -> None:
     assert figures["score"]["score"] == pytest.approx(score)
 
 
+@UNHURRIED
 @given(number=st.floats(-1e6, 1e6, allow_nan=False))
 def test_any_number_scores_as_the_stock_rule_scores_it(number: float) -> None:
     text = f"<answer>{number:.6f}</answer>"

@@ -136,7 +136,7 @@ def _choice(text: str, options: Mapping[str, str], loose: bool) -> str | None:
         return None
     if not rest:
         return key
-    if texts[key] and _plain(rest).startswith(texts[key]):
+    if texts[key] and _plain(rest) == texts[key]:
         return key
     if not loose or _SECOND_KEY.match(found["mark"].lstrip(".:)*") + rest):
         return None
