@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.benchmarks import VSI_ACCURACY, VSI_MRA
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, compare
-from lmms_eval_vreason.report.figures import peaks, report_figures
+from lmms_eval_vreason.report.figures import peaks, png, report_figures
 from lmms_eval_vreason.report.journals import read_journal
 from lmms_eval_vreason.report.page import report_page
 from lmms_eval_vreason.report.runs import read_run
@@ -106,7 +106,7 @@ def test_runs_without_common_samples_are_said(tmp_path):
     write_run(tmp_path / "b", {"mmvu_val": [1.0]})
     comparison = compare([read_run(str(tmp_path / "a")), read_run(str(tmp_path / "b"))], resamples=200)
     assert "difference" not in comparison.table or comparison.table["difference"].isna().all()
-    assert score_table(comparison)["Δ to a [95% CI]"].eq("–").all()
+    assert score_table(comparison)["Δ to first [95% CI]"].eq("–").all()
 
 
 def test_prompts_that_differ_are_a_warning(tmp_path):
@@ -125,6 +125,15 @@ def test_prompt_as_sent_counts_where_a_journal_has_it(tmp_path):
     write_journal(tmp_path / "own", [record("videomme", i) for i in range(2)], model_args={"pretrained": "tiny"})
     comparison = compare([read_run(str(tmp_path / "stock")), read_run(str(tmp_path / "own"))], resamples=200)
     assert any("different prompts" in warning for warning in comparison.warnings)
+
+
+def test_same_prompt_in_half_a_journal_is_no_difference(tmp_path):
+    write_run(tmp_path / "stock", {"videomme": [1.0] * 9})
+    write_run(tmp_path / "own", {"videomme": [1.0] * 9})
+    same = [record("videomme", i, prompt=f"Which shape moves? {i}\n") for i in range(5)]
+    write_journal(tmp_path / "own", same, model_args={"pretrained": "tiny"})
+    runs = [read_run(str(tmp_path / "stock")), read_run(str(tmp_path / "own"))]
+    assert compare(runs, resamples=200).warnings == []
 
 
 def test_seeds_of_one_label(tmp_path):
@@ -196,7 +205,7 @@ def test_page_stands_alone_and_escapes_what_others_wrote(tmp_path):
     runs = [read_run(f"<b>a={tmp_path / 'a'}"), read_run(f"b={tmp_path / 'b'}")]
     comparison = compare(runs, resamples=200)
     reader = Reader()
-    page = report_page(comparison, report_figures(comparison))
+    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()})
     reader.feed(page)
     assert "script" not in reader.tags
     assert "&lt;b&gt;a" in page

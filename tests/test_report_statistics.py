@@ -8,45 +8,20 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lmms_eval_vreason.report import statistics
-
-SIMULATIONS = 1000
-
-
-def simulate(kind: str, clusters: int, size: int, seed: int) -> tuple[np.ndarray, float]:
-    """Differences of simulated pairs of runs whose questions on one video are correlated.
-
-    Returns:
-        (simulations, clusters, size) differences and their true mean.
-    """
-    rng = np.random.default_rng(seed)
-    shape = (SIMULATIONS, clusters, size)
-    shared = np.sqrt(0.5) * (rng.normal(size=(SIMULATIONS, clusters, 1)) if size > 1 else rng.normal(size=shape))
-    latent = shared + np.sqrt(0.5) * rng.normal(size=shape)
-    if kind == "graded":
-        return 0.02 + 0.1 * latent, 0.02
-    first = rng.random(shape) < 0.5  # right or wrong, and the second run changes 10% to right and 6% to wrong
-    second = np.where(latent > stats.norm.ppf(0.90), True, np.where(latent < stats.norm.ppf(0.06), False, first))
-    return second.astype(float) - first, 0.5 * 0.10 - 0.5 * 0.06
+from lmms_eval_vreason.report.coverage import coverage, simulate
 
 
 @pytest.mark.parametrize(
-    ("kind", "clusters", "size"),
-    [("graded", 60, 1), ("graded", 60, 5), ("right or wrong", 200, 1), ("right or wrong", 200, 3)],
+    ("graded", "clusters", "size"), [(True, 60, 1), (True, 60, 3), (True, 60, 18), (False, 200, 1), (False, 200, 3)]
 )
-def test_interval_covers_the_known_difference(kind, clusters, size):
-    differences, truth = simulate(kind, clusters, size, seed=7)
-    sums, sizes = differences.sum(axis=2), np.full(differences.shape[:2], float(size))
-    low, high = statistics.percentile_interval(statistics.bootstrap_means(sums, sizes, 999), clusters)
-    coverage = np.mean((low <= truth) & (truth <= high))
-    assert 0.93 <= coverage <= 0.97
+def test_interval_covers_the_known_difference(graded, clusters, size):
+    assert 0.93 <= coverage(*simulate(graded, clusters, size)) <= 0.97
 
 
 def test_interval_that_ignores_videos_would_not_cover():
     """The simulation has teeth: the same interval over single questions misses too often."""
-    differences, truth = simulate("graded", 60, 5, seed=7)
-    flat = differences.reshape(SIMULATIONS, -1)
-    low, high = statistics.percentile_interval(statistics.bootstrap_means(flat, np.ones_like(flat), 499), 300)
-    assert np.mean((low <= truth) & (truth <= high)) < 0.85
+    differences, truth = simulate(True, 60, 3)
+    assert coverage(differences.reshape(len(differences), -1, 1), truth) < 0.9
 
 
 def test_uneven_clusters_weigh_by_their_questions():

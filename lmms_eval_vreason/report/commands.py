@@ -55,7 +55,7 @@ def _report(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lmms_eval_vreason.report.compare import compare
-    from lmms_eval_vreason.report.figures import report_figures, save
+    from lmms_eval_vreason.report.figures import png, report_figures, save
     from lmms_eval_vreason.report.page import report_page, write_page
     from lmms_eval_vreason.report.runs import read_run
     from lmms_eval_vreason.report.tables import print_terminal, write_tables
@@ -67,9 +67,10 @@ def _report(args: argparse.Namespace) -> int:
     if args.output:
         written = write_tables(comparison, args.output)
         figures = report_figures(comparison)
+        images = {name: png(figure) for name, figure in figures.items()}
         for name, figure in figures.items():
-            written += save(figure, args.output.with_name(f"{args.output.name}-{name}"))
-        written.append(write_page(report_page(comparison, figures), args.output.with_name(f"{args.output.name}.html")))
+            written += save(figure, args.output.with_name(f"{args.output.name}-{name}"), images[name])
+        written.append(write_page(report_page(comparison, images), args.output.with_name(f"{args.output.name}.html")))
         console.print("wrote " + ", ".join(map(str, written)), markup=False, highlight=False)
     return 0
 

@@ -1,8 +1,7 @@
 """The report's figures, by matplotlib. Colours are Okabe and Ito's, and line styles differ too, for print."""
 
-import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +19,8 @@ from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 MARKERS = "osD^vPX"
+_PUBLISHED_MARKERS = "*ph8"
+_LEGEND_CHARACTERS = 84  # of 9 points on 6.5 inches
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -61,11 +62,17 @@ def _traced(comparison: Comparison) -> dict[tuple[int, str], pa.Table]:
     traced = {}
     for index, label in enumerate(comparison.labels):
         tables = [run.journal for run in label.runs if run.journal is not None]
-        tables = [table.filter(table["trace"].is_valid()) for table in tables]
+        tables = [journals.with_arrays(table) for table in tables]
         table = pa.concat_tables(tables) if tables else None
         if table is not None and len(table):
             traced[index, label.name] = table
     return traced
+
+
+def _legend(figure: Figure, labels: Sequence[str], loc: str = "outside upper center") -> None:
+    """A legend in as many columns as fit the figure's width."""
+    columns = max(1, min(len(labels), _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
+    figure.legend(loc=loc, ncols=columns)
 
 
 def differences(comparison: Comparison) -> Figure | None:
@@ -92,7 +99,7 @@ def differences(comparison: Comparison) -> Figure | None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(f"Difference to {comparison.labels[0].name}, points (95% interval)")
-    figure.legend(loc="outside upper center", ncols=min(4, len(labels)))
+    _legend(figure, labels)
     return figure
 
 
@@ -109,22 +116,24 @@ def efficiency(comparison: Comparison) -> Figure | None:
     means = means[means["output_tokens"].notna()]
     if means.empty:
         return None
-    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
-    axes = figure.add_subplot()
     order = {label.name: index for index, label in enumerate(comparison.labels)}
+    published = list(means.loc[means["published"], "label"])
+    figure = Figure(figsize=(6.5, 3.5 + 0.14 * len(means)), layout="constrained")
+    axes = figure.add_subplot()
+    names = []
     for row in means.to_dict("records"):
-        style = style_of(order.get(row["label"], len(order)))
+        names.append(f"{row['label']} †" if row["published"] else row["label"])
         if row["published"]:
-            axes.plot(row["output_tokens"], row["score"], "*", mfc="none", mec="#555555", ms=9)
-            axes.annotate(f"{row['label']} (published)", (row["output_tokens"], row["score"]), xytext=(6, 4),
-                          textcoords="offset points", fontsize=7, color="#555555")  # fmt: skip
-            continue
-        axes.errorbar(row["output_tokens"], row["score"], yerr=row["se"], fmt=style["marker"], color=style["color"],
-                      ms=7, mfc="none", mew=1.6, capsize=3, label=row["label"])  # fmt: skip
+            marker, colour = _PUBLISHED_MARKERS[published.index(row["label"]) % len(_PUBLISHED_MARKERS)], "#777777"
+        else:
+            style = style_of(order[row["label"]])
+            marker, colour = style["marker"], style["color"]
+        axes.errorbar(row["output_tokens"], row["score"], yerr=row["se"], fmt=marker, color=colour, ms=7, mfc="none",
+                      mew=1.4, capsize=3, label=names[-1])  # fmt: skip
     axes.set_xlabel("Output tokens a sample")
-    axes.set_ylabel(f"Score, {over} (± SE)")
-    axes.margins(x=0.25, y=0.2)
-    figure.legend(loc="outside right upper")
+    axes.set_ylabel(f"Score, {over} ± SE")
+    axes.margins(x=0.15, y=0.15)
+    _legend(figure, names, loc="outside lower center")
     return figure
 
 
@@ -136,8 +145,8 @@ def entropy(traced: Mapping[tuple[int, str], pa.Table]) -> Figure:
         for (index, label), table in traced.items():
             _band(axes, journals.curve(table, column), index, label if panel == 1 else None)
         axes.set_ylabel(f"{title} (nats)")
-    axes.set_xlabel("Generated token (while at least 2 samples last; band: 95% of the mean)")
-    figure.legend(loc="outside upper center", ncols=4)
+    axes.set_xlabel("Generated token (while 5% of the samples last; band: 95% interval of the mean)")
+    _legend(figure, [label for _, label in traced])
     return figure
 
 
@@ -169,7 +178,7 @@ def peak(traced: Mapping[tuple[int, str], pa.Table]) -> Figure:
             median.set(color="black", linewidth=1.4)
         axes.set_yticks(range(1, len(found) + 1), [label if panel == 1 else "" for _, label in found])
         axes.set_ylim(len(found) + 0.6, 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=column == "position"))
         axes.set_xlabel(title)
     return figure
 
@@ -186,7 +195,7 @@ def shift(traced: Mapping[tuple[int, str], pa.Table]) -> Figure | None:
     axes.set_ylabel("‖ΔV‖ / ‖V‖")
     axes.set_xlabel("Generated token")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=4)
+    _legend(figure, [label for _, label in steered])
     return figure
 
 
@@ -240,19 +249,23 @@ def draw_change(axes, trace: Mapping) -> None:
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
 
 
-def save(figure: Figure, prefix: Path) -> list[Path]:
-    """Writes ``PREFIX.png`` and ``PREFIX.svg``."""
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    return _rendered(figure, "png")
+
+
+def save(figure: Figure, prefix: Path, image: bytes | None = None) -> list[Path]:
+    """Writes ``PREFIX.png`` (``image`` where it has been rendered before) and ``PREFIX.svg``."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    paths = [prefix.with_name(f"{prefix.name}.{suffix}") for suffix in ("png", "svg")]
-    with matplotlib.rc_context(STYLE):
-        for path in paths:
-            figure.savefig(path)
+    contents = {"png": image or png(figure), "svg": _rendered(figure, "svg")}
+    paths = [prefix.with_name(f"{prefix.name}.{suffix}") for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        path.write_bytes(content)
     return paths
 
 
-def as_data_uri(figure: Figure) -> str:
-    """The figure as a PNG inside a ``data:`` address, for a page that stands alone."""
+def _rendered(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        figure.savefig(buffer, format=kind)
+    return buffer.getvalue()

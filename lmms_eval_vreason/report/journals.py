@@ -14,6 +14,8 @@ from lmms_eval_vreason.report.summary import overhead
 
 FOLDER = "vreason_journal"
 _BLOCK = 4 << 20  # bytes a block of the parser; a line must fit into it
+TRACES = 2000
+_TRACE_BEGINS, _ARRAYS_END = b'"trace": {', b'"updates": '
 _FLOATS = pa.list_(pa.float32())
 _TRACE = pa.struct(
     {
@@ -78,14 +80,17 @@ def run_header(path: Path) -> dict | None:
     return record if isinstance(record, dict) and record.get("kind") == "run" else None
 
 
-def read_journal(paths: list[Path], notices: list[str]) -> pa.Table:
+def read_journal(paths: list[Path], notices: list[str], traces: int = TRACES) -> pa.Table:
     """The samples of journal files as one Arrow table; the last line of a key counts.
 
     Args:
         paths: the files of one run, one a process.
         notices: receives one sentence a finding.
+        traces: about how many samples keep their traces' arrays, evenly spaced; the others keep the rest of the line,
+            updates and notes included. Figures need no more, and parsing every number takes most of the time.
     """
-    tables = [_parse(_whole_lines(path, notices), path, notices) for path in paths]
+    stride = max(1, sum(map(_count_lines, paths)) // max(traces, 1))
+    tables = [_parse(_lines(path, stride, notices), path, notices) for path in paths]
     table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
     kinds = pa.compute.equal(table["kind"], "sample")
     table = table.filter(pa.compute.fill_null(kinds, False))
@@ -93,28 +98,52 @@ def read_journal(paths: list[Path], notices: list[str]) -> pa.Table:
     return table.take(np.flatnonzero(~keys.duplicated(keep="last").to_numpy()))
 
 
-def _whole_lines(path: Path, notices: list[str]) -> bytes:
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        notices.append(f"{path.name}: the last line is half-written (a killed run) and was left out")
-    return data[:end]
+def with_arrays(table: pa.Table) -> pa.Table:
+    """The samples whose traces' arrays were kept."""
+    return table.filter(pa.compute.struct_field(table["trace"], "entropy").is_valid())
 
 
-def _parse(data: bytes, path: Path, notices: list[str]) -> pa.Table:
-    if not data:
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_BLOCK), b""))
+
+
+def _lines(path: Path, stride: int, notices: list[str]) -> list[bytes]:
+    """The file's whole lines, the arrays cut out of all but every ``stride``-th."""
+    lines = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                notices.append(f"{path.name}: the last line is half-written (a killed run) and was left out")
+            elif number % stride:
+                lines.append(_without_arrays(line))
+            else:
+                lines.append(line)
+    return lines
+
+
+def _without_arrays(line: bytes) -> bytes:
+    """A journal line whose trace begins at its first plain number; the line itself if it is written otherwise.
+
+    Neither mark can stand inside a text, where its quotation marks would be escaped.
+    """
+    start = line.find(_TRACE_BEGINS)
+    end = line.find(_ARRAYS_END, start)
+    return line if start < 0 or end < 0 else line[: start + len(_TRACE_BEGINS)] + line[end:]
+
+
+def _parse(lines: list[bytes], path: Path, notices: list[str]) -> pa.Table:
+    if not lines:
         return _SCHEMA.empty_table()
     options = pa.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore")
-    blocks = pa.json.ReadOptions(block_size=_BLOCK)
     try:
-        return pa.json.read_json(pa.BufferReader(data), blocks, options)
+        return pa.json.read_json(pa.BufferReader(b"".join(lines)), pa.json.ReadOptions(block_size=_BLOCK), options)
     except pa.ArrowInvalid as error:
-        good = [line for line in data.splitlines(keepends=True) if _is_object(line)]
-        broken = data.count(b"\n") - len(good)
-        if not broken:
+        good = [line for line in lines if _is_object(line)]
+        if len(good) == len(lines):
             raise ValueError(f"{path} is not a journal of this package: {error}") from error
-        notices.append(f"{path.name}: {broken} lines are not JSON and were left out")
-        return _parse(b"".join(good), path, notices)
+        notices.append(f"{path.name}: {len(lines) - len(good)} lines are not JSON and were left out")
+        return _parse(good, path, notices)
 
 
 def _is_object(line: bytes) -> bool:
@@ -169,14 +198,13 @@ def _first_items(media: pa.ListArray) -> list[str | None]:
 
 
 def steering_facts(table: pa.Table) -> dict:
-    """The facts of ``summary.steering_facts``, from a journal's table."""
+    """The facts of ``summary.steering_facts``, from a journal's table; ΔH over the samples whose arrays were kept."""
     frame = sample_frame(table)
     finished, traced = ~frame["failed"], frame["traced"] & ~frame["failed"]
-    changes = trace_arrays(table, "entropy_change")[0]
-    alpha, _, rows = trace_arrays(table, "alpha")
-    due = np.bincount(rows, alpha != 0, minlength=len(frame)).astype(int)
-    steps = np.maximum(np.bincount(rows, minlength=len(frame)) - 1 - due, 0)
-    timed = traced & frame[["seconds_ordinary", "seconds_due"]].notna().all(axis=1)
+    kept = with_arrays(table)
+    changes, alpha = trace_arrays(kept, "entropy_change")[0], trace_arrays(kept, "alpha")[0]
+    timed = frame[traced & frame[["seconds_ordinary", "seconds_due"]].notna().all(axis=1)]
+    ordinary = (timed["output_tokens"] - 1 - timed["updates"]).clip(lower=0)
     notes = frame.loc[traced & frame["note"].fillna("").ne(""), "note"].value_counts().to_dict()
     untraced = int((finished & ~frame["traced"]).sum())
     return {
@@ -184,14 +212,13 @@ def steering_facts(table: pa.Table) -> dict:
         "failed": int(frame["failed"].sum()),
         "steered": int((frame.loc[traced, "updates"] > 0).sum()),
         "updates": int(frame.loc[traced, "updates"].sum()),
-        "due_steps": int(due.sum()),
         "entropy_change": _mean(changes),
         "entropy_change_lowering": _mean(changes[alpha < 0]),
         "entropy_change_raising": _mean(changes[alpha > 0]),
         "without_video": float((frame.loc[traced, "video_tokens"] == 0).mean()) if traced.any() else None,
         "overhead": overhead(
-            {"ordinary": int(steps[timed].sum()), "due": int(due[timed].sum())},
-            {kind: float(frame.loc[timed, f"seconds_{kind}"].sum()) for kind in ("ordinary", "due")},
+            {"ordinary": int(ordinary.sum()), "due": int(timed["updates"].sum())},
+            {kind: float(timed[f"seconds_{kind}"].sum()) for kind in ("ordinary", "due")},
         ),
         "notes": notes | ({"no trace was kept": untraced} if untraced else {}),
     }
@@ -215,14 +242,16 @@ def trace_arrays(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray, np
     return values, np.arange(len(values)) - starts, rows
 
 
-def curve(table: pa.Table, name: str, least: int = 2) -> Curve:
+def curve(table: pa.Table, name: str, least: int | None = None) -> Curve:
     """Mean of a trace column at each token index, over the samples that reach it.
 
     Args:
         table: from :func:`read_journal`.
         name: the trace's column, as ``entropy``.
-        least: stop at the token that fewer samples than this reach (a mean of a few late samples misleads).
+        least: stop at the token that fewer samples than this reach, since a mean of a few late samples misleads;
+            by default 5% of the samples, and two.
     """
+    least = max(2, len(table) // 20) if least is None else least
     values, tokens, _ = trace_arrays(table, name)
     known = np.isfinite(values)
     values, tokens = values[known], tokens[known]

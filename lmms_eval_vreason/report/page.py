@@ -1,15 +1,14 @@
 """Self-contained HTML pages. Every text that a model, a task or a user wrote is escaped."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from lmms_eval_vreason.report import tables
 from lmms_eval_vreason.report.compare import Comparison
-from lmms_eval_vreason.report.figures import as_data_uri
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -36,7 +35,7 @@ font-size: 0.82rem; max-height: 26rem; overflow-y: auto; }
 
 CAPTIONS = {
     "differences": "Difference of each run to the first by benchmark, with 95% intervals.",
-    "efficiency": "Score against length: further up is better, further left is cheaper.",
+    "efficiency": "Score against length: further up is better, further left is cheaper (†: published, not re-run).",
     "entropy": "Mean entropy of the next token against the token's index, raw and as moving average.",
     "peak": "Where the moving average of the entropy peaks, and how high (median, quartiles, 5 to 95%).",
     "shift": "How far the value cache has been turned: ‖ΔV‖/‖V‖ over the video tokens.",
@@ -80,8 +79,13 @@ def paragraphs(sentences: Sequence[str], kind: str) -> str:
     return "".join(f'<p class="{kind}">{escape(sentence)}</p>' for sentence in sentences)
 
 
-def report_page(comparison: Comparison, figures: Mapping[str, Figure]) -> str:
-    """The report as one self-contained page."""
+def report_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
+    """The report as one self-contained page.
+
+    Args:
+        comparison: what to show.
+        images: name → PNG, of the figures in ``CAPTIONS``.
+    """
     names = [label.name for label in comparison.labels]
     parts = ["<h1>Comparison of runs</h1>", f"<p>{escape(' · '.join(names))}</p>"]
     parts.append(paragraphs(comparison.warnings, "warning"))
@@ -90,11 +94,11 @@ def report_page(comparison: Comparison, figures: Mapping[str, Figure]) -> str:
     parts += ["<h2>Cost</h2>", html_table(tables.cost_table(comparison))]
     if comparison.steering:
         parts += ["<h2>Is it on?</h2>", html_table(tables.steering_table(comparison))]
-    if figures:
+    if images:
         parts.append("<h2>Figures</h2>")
-    for name, figure in figures.items():
+    for name, content in images.items():
         caption = escape(CAPTIONS[name])
-        image = f'<img src="{as_data_uri(figure)}" alt="{caption}">'
+        image = f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{caption}">'
         parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     parts += ["<h2>Runs</h2>", html_table(tables.settings_table(comparison))]
     if comparison.notices:

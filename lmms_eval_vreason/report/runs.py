@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
@@ -198,8 +199,12 @@ def _without_duplicates(frame: pd.DataFrame, file: SamplesFile, notices: list[st
 
 
 def prompt_hash(prompts: pd.Series) -> pd.Series:
-    """64-bit hashes of texts, blank margins aside: enough to tell whether two runs sent the same prompt."""
-    return pd.Series(hash_array(prompts.str.strip().to_numpy(dtype=object), categorize=False), index=prompts.index)
+    """53-bit hashes of texts, blank margins aside: enough to tell whether two runs sent the same prompt.
+
+    53 bits survive the float column that a join with missing rows makes of them.
+    """
+    hashes = hash_array(prompts.str.strip().to_numpy(dtype=object), categorize=False)
+    return pd.Series((hashes >> np.uint64(11)).astype(np.int64), index=prompts.index)
 
 
 def _token_counts(sample: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
@@ -287,7 +292,7 @@ def _with_journal(samples: pd.DataFrame, journal: pa.Table | None) -> pd.DataFra
         if column == "video":  # the task's own name of the video is shared by all models; the path is not
             joined[column] = joined[column].where(joined[column].notna(), other)
         elif column == "prompt":
-            joined.loc[known, column] = other[known].astype("uint64")
+            joined.loc[known, column] = other[known].astype("int64")
         else:
             joined[column] = other.where(known & other.notna(), joined[column])
     joined["cut"] = joined["cut"].astype(bool)

@@ -10,10 +10,6 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _due_steps(trace: dict) -> int:
-    return sum(1 for alpha in trace["alpha"] if alpha)
-
-
 def overhead(steps: dict[str, int], seconds: dict[str, float]) -> float | None:
     """Seconds that due steps cost beyond ordinary steps, as a share of a run of ordinary steps alone.
 
@@ -36,10 +32,9 @@ def _overhead(records: list[dict]) -> float | None:
         times, trace = record.get("seconds") or {}, record.get("trace")
         if trace is None or times.get("ordinary") is None or times.get("due") is None:
             continue
-        due = _due_steps(trace)
         # The first token comes with the prefill, which is neither kind of step.
-        steps["ordinary"] += max(len(trace["alpha"]) - 1 - due, 0)
-        steps["due"] += due
+        steps["ordinary"] += max(record["tokens"]["output"] - 1 - trace["updates"], 0)
+        steps["due"] += trace["updates"]
         seconds["ordinary"] += times["ordinary"]
         seconds["due"] += times["due"]
     return overhead(steps, seconds)
@@ -52,7 +47,7 @@ def steering_facts(records: Iterable[dict]) -> dict:
         records: journal lines of kind ``sample``.
 
     Returns:
-        ``samples``, ``failed`` (with an error), ``steered`` (at least one update), ``updates``, ``due_steps``,
+        ``samples``, ``failed`` (with an error), ``steered`` (at least one update), ``updates``,
         ``entropy_change`` (mean over due steps, nats, or None), ``entropy_change_lowering`` and ``…_raising`` (the
         same where α is -1 and +1), ``without_video`` (share of the traced samples, or None), ``overhead`` (share, or
         None) and ``notes`` (why samples were not steered → how many).
@@ -71,7 +66,6 @@ def steering_facts(records: Iterable[dict]) -> dict:
         "failed": len(records) - len(finished),
         "steered": sum(1 for trace in traces if trace["updates"] > 0),
         "updates": sum(trace["updates"] for trace in traces),
-        "due_steps": sum(_due_steps(trace) for trace in traces),
         "entropy_change": _mean([change for _, change in changes]),
         "entropy_change_lowering": _mean([change for alpha, change in changes if alpha < 0]),
         "entropy_change_raising": _mean([change for alpha, change in changes if alpha > 0]),

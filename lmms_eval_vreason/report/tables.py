@@ -18,7 +18,6 @@ MARK = "†"
 
 def score_table(comparison: Comparison) -> pd.DataFrame:
     """One row a benchmark and run: score ± standard error, difference to the first run, p-value and Holm's."""
-    first = comparison.labels[0].name
     rows = []
     for cell in _ordered(comparison):
         rows.append(
@@ -27,7 +26,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
                 "Run": _name(cell),
                 "n": _whole(cell["samples"]),
                 "Score ± SE": _score(cell),
-                f"Δ to {first} [95% CI]": _difference(cell),
+                "Δ to first [95% CI]": _difference(cell),
                 "p": _p(cell["p"]),
                 "p (Holm)": _p(cell["p_holm"]),
                 "Test": cell["test"] if isinstance(cell["test"], str) else UNKNOWN,
@@ -81,7 +80,8 @@ def footnotes(comparison: Comparison) -> list[str]:
     """How the figures were made, in sentences."""
     notes = [
         "Score: mean over samples; SE: standard error, clustered by video where the video is known.",
-        "Δ: over the samples that both runs have; 95% interval by a bootstrap of whole videos (expanded percentiles).",
+        f"Δ: to {comparison.labels[0].name}, over the samples that both runs have; 95% interval by a bootstrap of "
+        "whole videos (expanded percentiles).",
         "p: exact McNemar test where answers are right or wrong, else the clustered bootstrap; Holm's correction over "
         "the benchmarks of a run. The means are tested by the bootstrap and stand outside the correction.",
     ]
