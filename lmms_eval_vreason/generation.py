@@ -87,15 +87,19 @@ class Generator:
         return inputs.to(self.device)
 
     @torch.no_grad()
-    def generate(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> list[Completion]:
-        """Answers a batch whose samples share their generation settings."""
+    def generate(
+        self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason | None = None
+    ) -> list[Completion]:
+        """Answers a batch whose samples share their generation settings; ``method`` stands in for the generator's."""
         started = time.perf_counter()
         inputs = self.prepare(samples, media)
         settings = samples[0].settings
         budgets, arguments = self._arguments(samples, inputs["input_ids"].shape[1])
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        result = self.method.generate(self.model, **inputs, **arguments, generators=self._generators(samples))
+        result = (method or self.method).generate(
+            self.model, **inputs, **arguments, generators=self._generators(samples)
+        )
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         seconds = time.perf_counter() - started
         completions = []

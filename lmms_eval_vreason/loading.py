@@ -1,16 +1,41 @@
 """The checkpoint: found, checked and loaded. Weights come from safetensors only, and no code from a checkpoint runs."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from loguru import logger
+from packaging.version import Version
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.journal import file_identity
 from lmms_eval_vreason.options import ModelOptions
+
+# The range that the tests have run on; later versions get a warning, earlier ones an error.
+TESTED = {"transformers": ("5.17", "5.23"), "lmms_eval": ("0.7.3", "0.7.3")}
+
+
+def check_environment() -> None:
+    """Looks at what is installed, before anything is loaded.
+
+    Raises:
+        ValueError: A package is missing or older than what this one was tested with.
+    """
+    for package in ("decord", "av", "qwen_vl_utils", "torchvision"):
+        if find_spec(package) is None:
+            raise ValueError(f"the package {package} is missing: pip install {package.replace('_', '-')}")
+    for package, (oldest, newest) in TESTED.items():
+        installed = Version(version(package))
+        name = package.replace("_", "-")
+        if installed < Version(oldest):
+            raise ValueError(f"{name} {installed} is older than {oldest}: pip install --upgrade {name}")
+        if installed.release[:2] > Version(newest).release[:2]:
+            logger.warning(f"{name} {installed} is newer than what this package was tested with ({oldest} to {newest})")
 
 
 @dataclass(frozen=True)

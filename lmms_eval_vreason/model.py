@@ -1,6 +1,7 @@
 """``qwen2_5_vl_vreason``, the lmms-eval model class: requests → samples → batches → completions → answers."""
 
 import os
+import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from lmms_eval_vreason.generation import Generator
 from lmms_eval_vreason.journal import FOLDER, Journal, digest
 from lmms_eval_vreason.loading import (
     Checkpoint,
+    check_environment,
     choose_device,
     choose_dtype,
     find_checkpoint,
@@ -42,6 +44,7 @@ class Qwen2_5_VL_VReason(lmms):
         super().__init__()
         with exit_on_failure():
             self.options: Options = parse_options(arguments)
+            check_environment()
             checkpoint = find_checkpoint(self.options.model)
             world_size = int(os.environ.get("WORLD_SIZE", 1))
             self.device, self.accelerator = choose_device(self.options.model, world_size)
@@ -76,12 +79,24 @@ class Qwen2_5_VL_VReason(lmms):
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
         run = Run(generator, self.options, self._journal, self._run_settings, show=self._rank == 0)
-        with terminable():
-            run.answer(requests, self.task_dict)
+        try:
+            with terminable():
+                run.answer(requests, self.task_dict)
+        except BaseException:
+            self._say_how_to_go_on(run)
+            raise
         logger.info(steering_line(run.records.values()))
         if self._journal is not None:
             logger.info(f"Journal (thinking, traces, timings and errors of every sample): {self._journal.folder}")
         return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]
+
+    def _say_how_to_go_on(self, run: Run) -> None:
+        if self._journal is not None:
+            print(
+                f"qwen2_5_vl_vreason: stopped; {len(run.records)} finished samples are in {self._journal.folder}. "
+                "Run the same command again to go on from there",
+                file=sys.stderr,
+            )
 
     def _open_journal(self) -> Journal | None:
         options, given = self.options, self.options.run.journal

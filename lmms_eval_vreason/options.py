@@ -130,6 +130,7 @@ class RunOptions:
     journal: str | None = _option(None, parse=_optional(_text))
     resume: bool = _option(True, parse=_switch)
     on_error: str = _option("skip", parse=_choice("skip", "raise"))
+    oom: str = _option("error", parse=_choice("error", "lite"))
     max_error_rate: float = _option(0.05, parse=_number(0, 1))
 
 

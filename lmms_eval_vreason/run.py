@@ -7,7 +7,7 @@ ahead, batched, answered, and written down one by one. A fault of one sample sta
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from lmms_eval_vreason.samples import Media, Sample, build_sample, is_padding, r
 from lmms_eval_vreason.video import read_ahead, read_media
 
 _SHOWN_ERRORS = 10
+# The paper's Lite, for a sample that does not fit into memory otherwise.
+_LITE = {"prune_ratio": 0.5}
 
 # Read media of one sample, and the seconds it took.
 Reading = tuple[list[Any], float]
@@ -145,14 +147,27 @@ class Run:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch) == 1:
-            sample = batch[0][0]
-            self._fail(sample.index, _who(sample), sample.name, fault, sample)
+            self._answer_failed(*batch[0], fault)
             return
         half = len(batch) // 2
         self._answer_batch(batch[:half])
         self._answer_batch(batch[half:])
 
-    def _finish(self, sample: Sample, completion: Completion, read_seconds: float) -> None:
+    def _answer_failed(self, sample: Sample, reading: Reading, fault: Exception) -> None:
+        """The last word on a sample that failed alone: once more with Lite if memory was short and the user asked."""
+        out_of_memory = isinstance(fault, torch.OutOfMemoryError | MemoryError)
+        if out_of_memory and self.options.run.oom == "lite" and not self.options.method.prune_ratio:
+            media, seconds = reading
+            try:
+                (completion,) = self.generator.generate([sample], [media], replace(self.options.method, **_LITE))
+            except Exception as error:
+                fault = error
+            else:
+                self._finish(sample, completion, seconds, remark="out of memory: answered with prune_ratio=0.5")
+                return
+        self._fail(sample.index, _who(sample), sample.name, fault, sample)
+
+    def _finish(self, sample: Sample, completion: Completion, read_seconds: float, remark: str = "") -> None:
         record = {
             **self._head(sample),
             "thinking": completion.thinking,
@@ -168,6 +183,7 @@ class Run:
             "seconds": {"read": round(read_seconds, 6), **{k: round(v, 6) for k, v in completion.seconds.items()}},
             "peak_memory_bytes": completion.peak_memory_bytes,
             "trace": trace_record(completion.trace, completion.tokens),
+            "remark": remark,
             "error": None,
         }
         self._store(sample.index, record)

@@ -13,6 +13,8 @@ from lmms_eval_vreason.options import VideoOptions
 from lmms_eval_vreason.samples import Media
 
 _FRAME_FACTOR = 2  # The vision tower merges frames two by two.
+MAX_SOURCE_PIXELS = 8192 * 8192
+MAX_HOURS = 24
 _MIN_FRAMES = 4  # At a rate (fps), the least that a clip gives, as in qwen-vl-utils.
 
 Key = TypeVar("Key")
@@ -54,6 +56,7 @@ def probe(media: Media) -> Clip:
     import decord
 
     path = local_path(media)
+    check_bounds(path)
     try:
         reader = decord.VideoReader(path, num_threads=1)
         total, fps = len(reader), float(reader.get_avg_fps())
@@ -62,6 +65,29 @@ def probe(media: Media) -> Clip:
     if total < 1 or not fps > 0 or not math.isfinite(fps):
         raise MediaError(f"{path}: holds no video frames")
     return cut(path, total, fps, media.start, media.end)
+
+
+def check_bounds(path: str) -> None:
+    """Reads a video's header and refuses what no benchmark holds, before a frame is decoded.
+
+    Raises:
+        MediaError: No video stream, or a picture or duration beyond ``MAX_SOURCE_PIXELS`` and ``MAX_HOURS``.
+    """
+    import av
+
+    try:
+        with av.open(path) as container:
+            streams = container.streams.video
+            size = (streams[0].codec_context.width, streams[0].codec_context.height) if streams else None
+            hours = (container.duration or 0) / av.time_base / 3600
+    except (OSError, ValueError) as error:  # av's own errors are kinds of these.
+        raise MediaError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
+    if size is None:
+        raise MediaError(f"{path}: holds no video frames")
+    if size[0] * size[1] > MAX_SOURCE_PIXELS:
+        raise MediaError(f"{path}: its {size[0]} x {size[1]} pixels a frame are over the bound of {MAX_SOURCE_PIXELS}")
+    if hours > MAX_HOURS:
+        raise MediaError(f"{path}: its {hours:.1f} hours are over the bound of {MAX_HOURS}")
 
 
 def cut(path: str, total: int, fps: float, start: float | None, end: float | None) -> Clip:
