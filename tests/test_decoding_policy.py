@@ -116,7 +116,8 @@ def test_gradient_is_finite_where_a_probability_underflows():
 
 
 def test_average_ignores_an_entropy_that_is_not_finite():
-    ema, peak = moving_average(torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 2.0]), 0.5)
+    ema = peak = torch.zeros(2)
+    ema, peak = moving_average(ema, peak, torch.tensor([1.0, 2.0]), 0.5)
     ema, peak = moving_average(ema, peak, torch.tensor([torch.nan, 4.0]), 0.5)
-    assert ema.tolist() == [0.5, 2.5]
-    assert peak.tolist() == [0.5, 2.5]
+    assert ema.tolist() == peak.tolist() == [0.5, 2.5]
+    assert moving_average(ema, peak, torch.tensor([0.0, torch.inf]), 0.5)[1].tolist() == [0.5, 2.5]

@@ -158,7 +158,7 @@ def test_a_gradient_that_is_not_finite_ends_the_steering_of_its_sample(model):
     moved = [bool(controller.delta[controller.rows == row].any()) for row in range(4)]
     assert moved == [True, False, True, True]
     assert [trace.updates for trace in loop.traces] == [3, 0, 3, 3]
-    assert loop.traces[1].note == "a gradient was not finite"
+    assert loop.traces[1].note.startswith("a gradient was not finite")
     values = loop.steering.cache_layers[0].values[controller.rows, :, controller.columns]
     second = controller.rows == 1
     assert torch.equal(values[second], controller.original[second])

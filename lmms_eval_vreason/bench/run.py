@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from lmms_eval_vreason.bench.measure import peak_bytes, seconds_per_token
+from lmms_eval_vreason.bench.measure import clock, peak_bytes, seconds_per_token
 from lmms_eval_vreason.bench.shapes import SHAPES, Prompt, random_model
 from lmms_eval_vreason.bench.traffic import ByteModel
 from lmms_eval_vreason.bench.variants import Variant, variants
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         "cut": None if args.layers is None else {"layers": args.layers, "of": whole.layers},
         "settings": {**{k: v for k, v in vars(args).items() if k != "run"}, "device": device, "dtype": str(dtype)[6:]},
         "machine": machine(device),
+        "clock": clock(model.device.type)[0],
         "tail": _tail_share(shape),
         "variants": results,
     }
@@ -151,8 +152,8 @@ def show(report: dict) -> None:
         f"{settings['video_tokens']} video tokens\n"
         f"{where['cpu'] if where['device'] == 'cpu' else where['device']}, {settings['threads']} thread(s); "
         f"torch {where['torch']}, transformers {where['transformers']}, Python {where['python']}\n"
-        f"{settings['rounds']} interleaved rounds of {settings['tokens']} tokens; ratios to plain generate in the same "
-        "round: median [quartiles]"
+        f"{settings['rounds']} interleaved rounds of {settings['tokens']} tokens, {report['clock']}; "
+        "ratios to plain generate in the same round: median [quartiles]"
     )
     if cut:
         print(f"{cut['layers']} of {cut['of']} layers measured: ratios are scaled to the whole by the byte model")

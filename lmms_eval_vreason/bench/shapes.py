@@ -53,7 +53,7 @@ class Shape:
 # head are a tenth of the weights, so that ratios carry over; a token takes some ten milliseconds on one CPU thread.
 SHAPES: dict[str, Shape] = {
     "tiny": Shape(128, 4, 4, 2, 384, 2048),
-    "medium": Shape(512, 28, 8, 2, 1792, 14336),
+    "medium": Shape(512, 28, 8, 2, 2176, 16896),
     "3b": Shape(2048, 36, 16, 2, 11008, 151936, tied=True),
     "7b": Shape(3584, 28, 28, 4, 18944, 152064),
     "32b": Shape(5120, 64, 40, 8, 27648, 152064),

@@ -46,8 +46,8 @@ class _NaiveSteering(Steering):
         return super().forward(model, inputs)
 
     @torch.no_grad()
-    def update(self, tail: TailInputs, alpha: Tensor, active: Tensor):
-        update = super().update(tail, alpha, active)
+    def update(self, *args: Any):
+        update = super().update(*args)
         self._cache.crop(-1)
         return replace(update, logits=self._again().logits[:, -1])
 

@@ -10,33 +10,40 @@ from torch import Tensor
 NORM_DIMS: dict[str, tuple[int, ...]] = {"head": (-1,), "token": (-2, -1), "none": ()}
 
 
-def moved_values(values: Tensor, delta: Tensor, norm: str) -> Tensor:
+def moved_values(values: Tensor, delta: Tensor, norm: str, length: Tensor | None = None) -> Tensor:
     """V_new = (V + ΔV) / ‖V + ΔV‖ · ‖V‖ (paper): the direction moves, the norm stays.
 
     Args:
         values: (tokens, kv_heads, head_dim), the cache as prefilled, V.
         delta: The same shape, float32 or wider, ΔV.
         norm: A key of ``NORM_DIMS``; ``none`` gives V + ΔV.
+        length: ‖V‖ as :func:`kept_norm` gives it, if it is at hand.
 
     Returns:
         V_new, the shape of ``values``, the dtype of ``delta``. Where ΔV is 0 it is V to the bit.
     """
     moved = values + delta
     if dims := NORM_DIMS[norm]:
-        moved *= _norm(values.to(delta.dtype), dims) / _divisor(_norm(moved, dims))
+        length = kept_norm(values, norm, delta.dtype) if length is None else length
+        moved *= length / _divisor(_norm(moved, dims))
     return moved
 
 
-def shift_gradient(values: Tensor, delta: Tensor, gradient: Tensor, norm: str) -> Tensor:
+def shift_gradient(values: Tensor, delta: Tensor, gradient: Tensor, norm: str, length: Tensor | None = None) -> Tensor:
     """dL/dΔV from dL/dV_new: (‖V‖/‖V+ΔV‖) (I - u uᵀ) dL/dV_new with u = (V+ΔV)/‖V+ΔV‖. Shapes as ``moved_values``."""
     dims = NORM_DIMS[norm]
     if not dims:
         return gradient.to(delta.dtype)
+    length = kept_norm(values, norm, delta.dtype) if length is None else length
     moved = values + delta
-    length = _divisor(_norm(moved, dims))
-    unit = moved.div_(length)
-    gradient = gradient - unit * (unit * gradient).sum(dims, keepdim=True)
-    return gradient.mul_(_norm(values.to(delta.dtype), dims) / length)
+    divisor = _divisor(_norm(moved, dims))
+    along = (moved * gradient).sum(dims, keepdim=True).div_(divisor).div_(divisor)
+    return gradient.addcmul(moved, along, value=-1).mul_(length / divisor)
+
+
+def kept_norm(values: Tensor, norm: str, dtype: torch.dtype) -> Tensor:
+    """‖V‖ over the entries whose norm is kept, with their dimensions left as 1; in ``dtype``."""
+    return _norm(values.to(dtype), NORM_DIMS[norm])
 
 
 def _norm(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -69,9 +76,9 @@ class Sgd:
 
     learning_rate: float
 
-    def step(self, delta: Tensor, gradient: Tensor, rows: Tensor, active: Tensor) -> None:
-        """In place. ``delta``, ``gradient``: (tokens, kv_heads, head_dim); ``rows``: (tokens,) sample of each token;
-        ``active``: (batch,) 1.0 or 0.0; ``gradient`` is 0 for inactive samples."""
+    def step(self, delta: Tensor, gradient: Tensor, active: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
+        """In place. ``delta``, ``gradient``: (tokens, kv_heads, head_dim); ``active``: (batch,) 1.0 or 0.0; ``spread``
+        brings (batch,) to the tokens. ``gradient`` is 0 for inactive samples, and may be overwritten."""
         delta.add_(gradient, alpha=-self.learning_rate)
 
     def packed(self) -> list[Tensor]:
@@ -91,18 +98,17 @@ class Adam:
         self.square = torch.zeros_like(delta)
         self.steps = torch.zeros(batch, dtype=delta.dtype, device=delta.device)
 
-    def step(self, delta: Tensor, gradient: Tensor, rows: Tensor, active: Tensor) -> None:
+    def step(self, delta: Tensor, gradient: Tensor, active: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
         """As :meth:`Sgd.step`."""
         self.steps += active
-        one = active[rows, None, None]
+        one = spread(active)
         self.mean.lerp_(gradient, (1 - self.beta1) * one)
-        self.square.lerp_(gradient.square(), (1 - self.beta2) * one)
+        self.square.lerp_(gradient.square_(), (1 - self.beta2) * one)
         # An inactive sample that has never stepped would divide by 1 - β⁰ = 0.
         steps = self.steps.clamp_min(1)
-        scale2 = (1 - self.beta2**steps).rsqrt()[rows, None, None]
-        rate = (self.learning_rate * active / (1 - self.beta1**steps))[rows, None, None]
-        denominator = self.square.sqrt().mul_(scale2).add_(self.eps)
-        delta.sub_(denominator.reciprocal_().mul_(self.mean).mul_(rate))
+        scale2 = spread((1 - self.beta2**steps).rsqrt())
+        rate = spread(self.learning_rate * active / (1 - self.beta1**steps))
+        delta.addcdiv_(self.mean * rate, self.square.sqrt().mul_(scale2).add_(self.eps), value=-1)
 
     def packed(self) -> list[Tensor]:
         """As :meth:`Sgd.packed`."""
@@ -174,7 +180,8 @@ class ValueCacheController:
         video_mask = video_mask.to(values.device)
         self.rows, self.columns = video_mask.nonzero(as_tuple=True)
         self.batch = values.shape[0]
-        self.original = values[self.rows, :, self.columns]
+        self.kv_heads, self.head_dim = values.shape[1], values.shape[3]
+        self.original = self._take(values)
         dtype = torch.promote_types(values.dtype, torch.float32)
         self.delta = torch.zeros_like(self.original, dtype=dtype)
         self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, self.batch)
@@ -182,13 +189,14 @@ class ValueCacheController:
         if rounding == "stochastic" and values.dtype == torch.bfloat16:
             # Counted within its own sample, so that a token's noise does not depend on the batch or its padding.
             ordinal = video_mask.cumsum(dim=1)[self.rows, self.columns]
-            self._noise = _Noise(ordinal, values.shape[1], values.shape[3], seed)
+            self._noise = _Noise(ordinal, self.kv_heads, self.head_dim, seed)
+        self._length = kept_norm(self.original, norm, dtype) if NORM_DIMS[norm] else None
         self._original_norm = self._per_sample_norm(self.original.to(dtype))
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """dL/dΔV (tokens, kv_heads, head_dim) from dL/dV_cache (batch, kv_heads, tokens, head_dim)."""
-        packed = gradient[self.rows, :, self.columns].to(self.delta.dtype)
-        return shift_gradient(self.original, self.delta, packed, self.norm)
+        packed = self._take(gradient).to(self.delta.dtype)
+        return shift_gradient(self.original, self.delta, packed, self.norm, self._length)
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
         """(batch,) L2 norm of each sample's dL/dΔV; not finite where any of its entries is not."""
@@ -196,18 +204,18 @@ class ValueCacheController:
 
     def step(self, gradient: Tensor, active: Tensor) -> None:
         """One optimiser step on the ``active`` (batch,) bool samples, from dL/dΔV; the others' state is not touched."""
-        gradient = gradient.masked_fill(~active[self.rows, None, None], 0.0)
-        self.optimizer.step(self.delta, gradient, self.rows, active.to(self.delta.dtype))
+        gradient = gradient.masked_fill(self._spread(~active), 0.0)
+        self.optimizer.step(self.delta, gradient, active.to(self.delta.dtype), self._spread)
 
     def reset(self, samples: Tensor) -> None:
         """ΔV ← 0 for the ``samples`` (batch,) bool."""
-        self.delta.masked_fill_(samples[self.rows, None, None], 0.0)
+        self.delta.masked_fill_(self._spread(samples), 0.0)
 
     def write(self, values: Tensor) -> None:
         """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
-        moved = moved_values(self.original, self.delta, self.norm)
+        moved = moved_values(self.original, self.delta, self.norm, self._length)
         moved = moved.to(values.dtype) if self._noise is None else rounded(moved, self._noise.next())
-        values[self.rows, :, self.columns] = moved
+        values.view(-1, self.head_dim).index_copy_(0, self._entries(values), moved.view(-1, self.head_dim))
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
@@ -216,17 +224,40 @@ class ValueCacheController:
     def mark_dynamic(self) -> None:
         """Tells torch.compile that the number of video tokens differs from prompt to prompt."""
         packed = [self.rows, self.columns, self.original, self.delta, *self.optimizer.packed()]
+        if self._length is not None:
+            packed.append(self._length)
         if self._noise is not None:
             packed += self._noise.packed()
         for tensor in packed:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def state_bytes(self) -> int:
-        """Bytes this controller keeps between steps: V, ΔV, the optimiser's moments and the index."""
-        own = (self.original, self.delta, self.rows, self.columns, self._original_norm)
+        """Bytes this controller keeps between steps: V and its norms, ΔV, the optimiser's moments and the index."""
+        own = [self.original, self.delta, self.rows, self.columns, self._original_norm]
+        if self._length is not None:
+            own.append(self._length)
         noise = 0 if self._noise is None else self._noise.state_bytes()
         return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes() + noise
 
+    def _entries(self, states: Tensor) -> Tensor:
+        """(tokens · kv_heads,) Where each packed vector lies among all vectors of ``states``, a cache or its gradient.
+
+        Whole vectors move by such an index several times as fast as by ``states[rows, :, columns]``.
+        """
+        heads = torch.arange(self.kv_heads, device=states.device)
+        return ((self.rows[:, None] * self.kv_heads + heads) * states.shape[2] + self.columns[:, None]).flatten()
+
+    def _take(self, states: Tensor) -> Tensor:
+        """(tokens, kv_heads, head_dim) of ``states`` (batch, kv_heads, tokens, head_dim)."""
+        vectors = states.reshape(-1, self.head_dim).index_select(0, self._entries(states))
+        return vectors.view(-1, self.kv_heads, self.head_dim)
+
+    def _spread(self, samples: Tensor) -> Tensor:
+        """(batch,) → (tokens, 1, 1), each token with its sample's; one sample's is broadcast."""
+        return samples[:, None, None] if self.batch == 1 else samples[self.rows, None, None]
+
     def _per_sample_norm(self, x: Tensor) -> Tensor:
+        if self.batch == 1:
+            return torch.linalg.vector_norm(x).view(1)
         squares = torch.linalg.vector_norm(x, dim=(1, 2)).square()
         return squares.new_zeros(self.batch).index_add_(0, self.rows, squares).sqrt_()

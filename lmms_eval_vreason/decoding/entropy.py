@@ -15,18 +15,22 @@ def entropy(logits: Tensor) -> Tensor:
     Returns:
         (batch,) entropies, H = -Σ p log p (paper). A token of probability 0 counts as 0.
     """
+    p, log_p = _probabilities(logits)
+    return -(p * log_p).sum(dim=-1)
+
+
+def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """p and log p, the latter finite where p is 0: a logit of -inf gives 0 · -inf = nan."""
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    p = log_p.exp()
-    # A logit of -inf gives log_p = -inf and 0 · -inf = nan.
-    return -(p * log_p.masked_fill(p == 0, 0.0)).sum(dim=-1)
+    # exp(-1000) is 0 in float64 as well.
+    log_p = log_p.clamp_min_(-1000.0)
+    return log_p.exp(), log_p
 
 
 def _gradient_kl_p_u(logits: Tensor) -> Tensor:
-    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    p = log_p.exp()
-    log_p = log_p.masked_fill(p == 0, 0.0)
+    p, log_p = _probabilities(logits)
     h = -(p * log_p).sum(dim=-1, keepdim=True)
-    return p * (log_p + h)
+    return log_p.add_(h).mul_(p)
 
 
 def _gradient_kl_u_p(logits: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[
     A non-finite entropy leaves both as they are.
     """
     h = h.to(ema.dtype)
-    ema = torch.where(h.isfinite(), decay * ema + (1.0 - decay) * h, ema)
+    ema = torch.where(h.isfinite(), ((1.0 - decay) * h).add_(ema, alpha=decay), ema)
     return ema, torch.maximum(peak, ema)
 
 

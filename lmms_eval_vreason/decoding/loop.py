@@ -152,7 +152,7 @@ class DecodingLoop:
                 break
         if self.streamer is not None:
             self.streamer.end()
-        self.traces = self._recorder.traces(lengths.tolist(), self._video_tokens, self._notes())
+        self.traces = self._recorder.traces(lengths.tolist(), self._video_tokens, self._notes(), self._faults())
         return input_ids
 
     def _start(self, input_ids: Tensor, generation_config: GenerationConfig) -> None:
@@ -222,12 +222,12 @@ class DecodingLoop:
             logits = tail.logits.detach()
         h = entropy(logits).to(unfinished.device)
         self._ema, self._peak = moving_average(self._ema, self._peak, h, self.method.ema_decay)
-        nan, zero = torch.full_like(h, torch.nan), torch.zeros_like(h)
         if tail is None:
-            self._note(h, zero, nan, nan)
+            nan = torch.full_like(h, torch.nan)
+            self._note(h, torch.zeros_like(h), nan, nan)
             return logits
         alpha = POLICIES[self.method.policy](self._ema, self._peak, self._coins[token].expand_as(h))
-        update = self.steering.update(tail, alpha, unfinished & (h >= self.method.min_entropy))
+        update = self.steering.update(tail, h, alpha, unfinished & (h >= self.method.min_entropy))
         self._shift = self.steering.shift()
         self._note(h, update.alpha, update.entropy_change, update.grad_norm)
         return logits.detach() if update.logits is None else update.logits
@@ -262,11 +262,14 @@ class DecodingLoop:
             reason = (
                 f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
             )
-        healthy = self.steering.healthy.tolist() if self.steering is not None else [True] * len(self._video_tokens)
-        return [
-            "the prompt has no video tokens" if not n else reason if ok else "a gradient was not finite"
-            for n, ok in zip(self._video_tokens, healthy, strict=True)
-        ]
+        return [reason if n else "the prompt has no video tokens" for n in self._video_tokens]
+
+    def _faults(self) -> list[str]:
+        if self.steering is None:
+            return [""] * len(self._video_tokens)
+        fault = "a gradient was not finite; from there on the sample went on as the base model"
+        healthy = zip(self.steering.healthy.tolist(), self._video_tokens, strict=True)
+        return [fault if n and not ok else "" for ok, n in healthy]
 
 
 @contextmanager

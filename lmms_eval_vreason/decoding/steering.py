@@ -98,16 +98,17 @@ class Steering:
                 stack.enter_context(_updating(layer, append=append, leaves=tail.leaves))
             yield tail
 
-    def update(self, tail: TailInputs, alpha: Tensor, active: Tensor) -> Update:
+    def update(self, tail: TailInputs, before: Tensor, alpha: Tensor, active: Tensor) -> Update:
         """Moves ΔV of the ``active`` samples, writes V_new into the cache and, if asked, refreshes the logits.
 
         Args:
             tail: From :meth:`forward` or :meth:`rerun`.
+            before: (batch,), the entropy of its logits, nats.
             alpha: (batch,), -1 or +1.
             active: (batch,) bool: unfinished and not too certain.
         """
         logits = tail.logits.detach()
-        before, grad_norm = entropy(logits).to(active.device), None
+        grad_norm = None
         active = active & self.healthy
         for remaining in reversed(range(self.method.steps_per_update)):
             norm = self._optimizer_step(tail, alpha, active)
@@ -115,9 +116,9 @@ class Steering:
             active = active & self.healthy
             if remaining:
                 tail = self.rerun(tail)
-        nan = torch.full_like(before, torch.nan)
+        nan = torch.full_like(grad_norm, torch.nan)
         refreshed = self._refresh(tail) if self.method.refresh else None
-        change = nan if refreshed is None else entropy(refreshed) - before
+        change = nan if refreshed is None else entropy(refreshed).to(before.device) - before
         return Update(
             alpha=torch.where(active, alpha, 0.0),
             entropy_change=torch.where(active, change, nan),
@@ -128,7 +129,8 @@ class Steering:
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖; the mean over layers where several are steered."""
         device = self.healthy.device
-        return torch.stack([controller.shift().to(device) for controller in self.controllers]).mean(dim=0)
+        shifts = [controller.shift().to(device) for controller in self.controllers]
+        return shifts[0] if len(shifts) == 1 else torch.stack(shifts).mean(dim=0)
 
     def state_bytes(self) -> int:
         """Bytes that the controllers keep between steps."""
@@ -140,7 +142,7 @@ class Steering:
         gradients = [c.gradient(g) for c, g in zip(self.controllers, cache_gradients, strict=True)]
         device = active.device
         norms = [c.gradient_norm(g).to(device) for c, g in zip(self.controllers, gradients, strict=True)]
-        norm = torch.stack(norms).square().sum(dim=0).sqrt()
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(dim=0).sqrt()
         broken = active & ~norm.isfinite()
         self.healthy = self.healthy & ~broken
         for controller, gradient, layer in zip(self.controllers, gradients, self.cache_layers, strict=True):
@@ -156,9 +158,12 @@ class Steering:
             gradient *= weights[:, None]
             if not self.method.head_topk:
                 return torch.autograd.grad(tail.logits, tail.leaves, gradient.to(tail.logits.dtype))
-            top = tail.logits.topk(min(self.method.head_topk, tail.logits.shape[-1]), dim=-1).indices
-            rows = self.head.weight[top.to(self.head.weight.device)]
-            hidden_gradient = torch.einsum("bn,bnh->bh", gradient.gather(1, top).to(rows), rows)
+            top = tail.logits.topk(min(self.method.head_topk, tail.logits.shape[-1]), dim=-1, sorted=False).indices
+            weight = self.head.weight
+            # Σ of the head's rows, weighted with their tokens' gradients, without a copy of the rows.
+            hidden_gradient = nn.functional.embedding_bag(
+                top.to(weight.device), weight, per_sample_weights=gradient.gather(1, top).to(weight), mode="sum"
+            )
             return torch.autograd.grad(tail.hidden, tail.leaves, hidden_gradient[:, None].to(tail.hidden))
 
     def _run_tail(self, tail: TailInputs) -> Tensor:

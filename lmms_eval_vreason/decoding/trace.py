@@ -26,7 +26,7 @@ class Trace:
         peak_index: The token (from 0) at which the EMA was highest; -1 if nothing was generated.
         video_tokens: How many video tokens the controller acted on (after Lite's pruning).
         seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill.
-        note: Why nothing was steered; empty when something was.
+        note: Why nothing was steered, or why it ended early; empty when all went well.
     """
 
     entropy: np.ndarray
@@ -66,17 +66,22 @@ class TraceRecorder:
         else:
             self.seconds_ordinary += seconds
 
-    def traces(self, lengths: list[int], video_tokens: list[int], notes: list[str]) -> list[Trace]:
-        """One :class:`Trace` a sample, cut to its ``lengths`` generated tokens. ``notes``: why no update was made."""
+    def traces(self, lengths: list[int], video_tokens: list[int], notes: list[str], faults: list[str]) -> list[Trace]:
+        """One :class:`Trace` a sample, cut to its ``lengths`` generated tokens.
+
+        ``notes`` say why no update was made, and count where none was; ``faults`` (mostly empty) count always.
+        """
         self._flush()
         table = (
             torch.cat(self._blocks).numpy() if self._blocks else np.zeros((0, len(COLUMNS), len(lengths)), "float32")
         )
-        return [self._trace(table[:n, :, i], video_tokens[i], notes[i]) for i, n in enumerate(lengths)]
+        return [self._trace(table[:n, :, i], video_tokens[i], notes[i], faults[i]) for i, n in enumerate(lengths)]
 
-    def _trace(self, table: np.ndarray, video_tokens: int, note: str) -> Trace:
+    def _trace(self, table: np.ndarray, video_tokens: int, note: str, fault: str) -> Trace:
         columns = {name: table[:, i].copy() for i, name in enumerate(COLUMNS)}
         updates = int(np.count_nonzero(columns["alpha"]))
+        if not np.isfinite(columns["entropy"]).all():
+            fault = "the model's logits were not finite"
         return Trace(
             **columns,
             updates=updates,
@@ -84,7 +89,7 @@ class TraceRecorder:
             video_tokens=video_tokens,
             seconds_ordinary=self.seconds_ordinary,
             seconds_due=self.seconds_due,
-            note="" if updates else note,
+            note=fault or ("" if updates else note),
         )
 
     def _flush(self) -> None:
