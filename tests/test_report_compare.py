@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from report_runs import letter, record, trace, write_journal, write_run
+from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -18,7 +19,7 @@ from lmms_eval_vreason.report.figures import peaks, png, report_figures
 from lmms_eval_vreason.report.journals import read_journal
 from lmms_eval_vreason.report.page import report_page
 from lmms_eval_vreason.report.runs import read_run
-from lmms_eval_vreason.report.tables import latex, markdown, score_table
+from lmms_eval_vreason.report.tables import latex, markdown, print_terminal, score_table
 
 RNG = np.random.default_rng(11)
 N = 60
@@ -185,6 +186,14 @@ def test_published_means_are_the_papers(tmp_path):
     lite, base = (cell(comparison, MEAN, name)["score"] for name in ("V-Reason-7B Lite", "Qwen2.5-VL-7B, CoT prompt"))
     assert lite - base == pytest.approx(1.4, abs=0.05)
     assert cell(comparison, MEAN_WITH_MRA, "V-Reason-7B Lite")["score"] == pytest.approx(51.4, abs=0.05)
+
+
+def test_terminal_of_eighty_columns_breaks_no_word_and_shows_every_figure(two, capsys):
+    print_terminal(compare(two, resamples=200), Console(width=80))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(word in shown for word in ("Video-MME", "(accuracy)", "p", "(Holm)", "Thinking", "memory"))
+    assert all(figure in shown for figure in score_table(compare(two, resamples=200))["Score ± SE"])
 
 
 class Reader(HTMLParser):

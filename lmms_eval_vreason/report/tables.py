@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
@@ -14,6 +16,8 @@ from lmms_eval_vreason.report.summary import format_facts
 
 UNKNOWN = "–"
 MARK = "†"
+_WIDE = 110  # columns of a terminal that also shows which test was made
+_TEXT_COLUMNS = ("Benchmark", "Run", "Test")
 
 
 def score_table(comparison: Comparison) -> pd.DataFrame:
@@ -140,8 +144,11 @@ def _p(value: float) -> str:
 
 def print_terminal(comparison: Comparison, console: Console) -> None:
     """Prints the tables, warnings and notices."""
-    for title, table in (("Scores", score_table(comparison)), ("Cost", cost_table(comparison))):
-        console.print(_rich(title, table))
+    scores = score_table(comparison)
+    if console.width < _WIDE:
+        scores = scores.drop(columns="Test")
+    for title, table in (("Scores", scores), ("Cost", cost_table(comparison))):
+        console.print(_rich(title, table, console.width))
     for name, facts in comparison.steering:
         console.print(f"{name}: {format_facts(facts)}", markup=False, highlight=False)
     for kind, sentences in (("Warning", comparison.warnings), ("Note", comparison.notices)):
@@ -151,16 +158,23 @@ def print_terminal(comparison: Comparison, console: Console) -> None:
         console.print(sentence, style="dim", markup=False, highlight=False)
 
 
-def _rich(title: str, frame: pd.DataFrame) -> Table:
-    table = Table(title=title, title_justify="left")
+def _rich(title: str, frame: pd.DataFrame, width: int) -> Table:
+    """A table that breaks lines between words only, as long as ``width`` characters leave it room."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    longest = {column: max(map(len, (column, *frame[column]))) for column in frame.columns}
+    narrow = sum(longest.values()) + 2 * len(longest) > width
     for column in frame.columns:
-        left = column in ("Benchmark", "Run", "Test")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+        text = column in _TEXT_COLUMNS
+        widths = [len(word) for cell in (column, *frame[column]) for word in cell.split()]
+        if not text:  # a figure and its error stay together
+            widths += [len(cell) for cell in frame[column]]
+        fixed = max(widths) if narrow else None
+        table.add_column(column, justify="left" if text else "right", width=fixed, overflow="fold")
     previous = None
     for row in frame.itertuples(index=False):
         if previous not in (None, row[0]):
             table.add_section()
-        table.add_row("" if row[0] == previous else row[0], *row[1:])
+        table.add_row("" if row[0] == previous else row[0], *map(escape, row[1:]))
         previous = row[0]
     return table
 
