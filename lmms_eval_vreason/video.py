@@ -78,9 +78,10 @@ def check_bounds(path: str) -> None:
     try:
         with av.open(path) as container:
             streams = container.streams.video
-            size = (streams[0].codec_context.width, streams[0].codec_context.height) if streams else None
+            codec = streams[0].codec_context if streams else None
+            size = None if codec is None else (codec.width, codec.height)
             hours = (container.duration or 0) / av.time_base / 3600
-    except (OSError, ValueError) as error:  # av's own errors are kinds of these.
+    except Exception as error:  # av raises types of its own for each way a file can be broken.
         raise MediaError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
     if size is None:
         raise MediaError(f"{path}: holds no video frames")
@@ -135,7 +136,7 @@ def read_video(media: Media, options: VideoOptions) -> Frames:
                 element |= {"video_start": (clip.first - 0.5) / clip.fps, "video_end": (clip.last + 0.5) / clip.fps}
         pixels, metadata = fetch_video(element, return_video_metadata=True)
     except Exception as error:  # The reader's libraries raise types of their own.
-        raise MediaError(f"{clip.path}: cannot be decoded ({_first_line(error)})") from error
+        raise MediaError(f"{clip.path}: cannot be decoded ({_reason(element, error)})") from error
     return Frames(pixels, metadata)
 
 
@@ -221,6 +222,19 @@ def _single_frame(clip: Clip):
     from PIL import Image
 
     return Image.fromarray(decord.VideoReader(clip.path, num_threads=1)[clip.first].asnumpy())
+
+
+def _reason(element: dict[str, Any], error: Exception) -> str:
+    """Why a video was not decoded: qwen-vl-utils hides its reader's error behind that of a fallback."""
+    from qwen_vl_utils.vision_process import VIDEO_READER_BACKENDS, get_video_reader_backend
+
+    if not isinstance(element.get("video"), str):
+        return _first_line(error)
+    try:
+        VIDEO_READER_BACKENDS[get_video_reader_backend()](element)
+    except Exception as cause:  # As above.
+        return _first_line(cause)
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
