@@ -96,9 +96,8 @@ def write_run(
     Returns:
         The folder that ``vreason report`` is given.
     """
-    inner = folder / "tiny"
+    inner, results, configs = folder / "tiny", {}, {}
     inner.mkdir(parents=True, exist_ok=True)
-    results, configs = {}, {}
     for task, values in scores.items():
         metric, make = STOCK[task]
         configs[task] = {"task": task, "metric_list": [{"metric": metric}], "generation_kwargs": {"max_new_tokens": 64}}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -30,15 +31,26 @@ def test_vsibench_has_two_rows(tmp_path):
     assert samples["video"].tolist() == ["scannet/scene0"] * 4
 
 
-def test_videommmu_scores_as_lmms_eval_aggregates():
+def test_videommmu_scores_as_lmms_eval_aggregates(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))  # the module reads it when it is imported
+    stock = import_module("lmms_eval.tasks.videommmu.utils")
     cases = [
-        ("open", "4", [4.0], 1), ("open", "4", [5.0, "no"], 0), ("open", "B", ["it is b "], 1),
-        ("open", "B", ["bobbin"], 0), ("open", ["cat", "dog"], ["a dog"], 1), ("open", "1,200", [1200.0], 1),
-        ("multiple-choice", "B", "B", 1), ("perception", "B", "C", 0), ("open", "a", "API Error", 0),
-    ]  # fmt: skip
-    for kind, gold, predicted, expected in cases:
-        metric = {"question_type": kind, "answer": gold, "parsed_pred": predicted}
-        assert score_of({"mmmu_acc": metric}, "video_mmmu_adaptation", "VideoMMMU", [])[2] == expected, metric
+        *(("open", "4", parsed) for parsed in ([4.0], [5.0, "no"], [])),
+        *(("open", "B", parsed) for parsed in (["it is b "], ["bobbin"], [" b"])),
+        *(("open", ["cat", "dog"], parsed) for parsed in (["a dog"], ["a bird"])),
+        *(("open", "1,200", parsed) for parsed in ([1200.0], ["1200"])),
+        *(("open", "2.345", parsed) for parsed in ([2.35], [2.34], [2.345])),
+        *(("multiple-choice", "B", parsed) for parsed in ("B", "C")),
+        *(("perception", ["A", "B"], parsed) for parsed in ("B", "C")),
+    ]
+    verdicts = []
+    for kind, gold, predicted in cases:
+        metric = {"id": "x", "question_type": kind, "answer": gold, "parsed_pred": predicted}
+        verdicts.append(score_of({"mmmu_acc": metric}, "video_mmmu_adaptation", "VideoMMMU", [])[2])
+        assert verdicts[-1] == stock.evaluate_videommmu([metric])[1]["acc"], metric
+    assert set(verdicts) == {0.0, 1.0}
+    unanswered = {"question_type": "open", "answer": "a", "parsed_pred": "API Error"}
+    assert score_of({"mmmu_acc": unanswered}, "video_mmmu_adaptation", "VideoMMMU", [])[2] == 0
 
 
 def test_this_packages_tasks_bring_answer_cut_and_video():

@@ -146,8 +146,6 @@ def _cell(
     samples = label.samples.loc[[benchmark]]
     scores = samples["score"].to_numpy()
     scale = 100.0 if unit == "%" else 1.0
-    own = statistics.cluster_codes(videos.reindex(samples.index))
-    seeds = [run.samples.loc[run.samples["row"] == benchmark, "score"].mean() for run in label.runs]
     record = {
         "benchmark": benchmark,
         "label": label.name,
@@ -156,31 +154,39 @@ def _cell(
         "samples": len(samples),
         "unit": unit,
         "score": scale * scores.mean(),
-        "se": scale * statistics.standard_error(scores, own),
-        "seed_std": scale * np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan,
+        "se": scale * statistics.standard_error(scores, statistics.cluster_codes(videos.reindex(samples.index))),
+        "seed_std": scale * _std_over_runs(label, samples.index),
         **_costs(samples),
     }
     if label is baseline or benchmark not in baseline.samples.index.unique("row"):
         return record, None
-    common = samples.index.intersection(baseline.samples.loc[[benchmark]].index)
+    others = baseline.samples.loc[[benchmark]]
+    common = samples.index.intersection(others.index)
     if common.empty:
         warnings.append(f"{benchmark}: {label.name} and {baseline.name} have no sample in common")
         return record, None
     difference, means = _difference(label, baseline, common, videos, seed, resamples)
-    left_out = len(samples) + len(baseline.samples.loc[[benchmark]]) - 2 * len(common)
-    if left_out:
-        warnings.append(
-            f"{benchmark}: {label.name} against {baseline.name} compares the {len(common)} samples that both have; "
-            f"{left_out} were left out"
-        )
-    if difference.gained is not None and 0 < difference.gained + difference.lost < FEW_DISCORDANT:
-        warnings.append(
-            f"{benchmark}: {label.name} and {baseline.name} differ on {difference.gained + difference.lost} samples "
-            "only; the interval is rough"
-        )
+    left_out = len(samples) + len(others) - 2 * len(common)
+    _warn_difference(f"{benchmark}: {label.name} against {baseline.name}", difference, left_out, warnings)
     scaled = {name: scale * getattr(difference, name) for name in ("difference", "low", "high")}
     plain = {name: getattr(difference, name) for name in ("p", "p_clustered", "test", "clusters", "gained", "lost")}
     return record | scaled | plain | {"compared": len(common), "left_out": left_out}, means * scale
+
+
+def _std_over_runs(label: Label, documents: pd.Index) -> float:
+    """Standard deviation of the runs' mean scores on the same documents; nan for one run."""
+    if len(label.runs) == 1:
+        return np.nan
+    means = [run.samples.set_index(KEY)["score"].reindex(documents).mean() for run in label.runs]
+    return float(np.std(means, ddof=1))
+
+
+def _warn_difference(who: str, difference: statistics.PairedTest, left_out: int, warnings: list[str]) -> None:
+    if left_out:
+        warnings.append(f"{who} compares the {difference.samples} samples that both have; {left_out} were left out")
+    changed = None if difference.gained is None else difference.gained + difference.lost
+    if changed is not None and 0 < changed < FEW_DISCORDANT:
+        warnings.append(f"{who} differs on {changed} samples only; the interval is rough")
 
 
 def _difference(
