@@ -7,6 +7,7 @@ import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,13 @@ _CYCLE = 8  # the longest update_every: with a multiple of it each run has its w
 _TEXT_TOKENS = 64
 
 
+class Timing(NamedTuple):
+    """Seconds a token of a variant, and of plain ``generate`` around it."""
+
+    seconds: float
+    plain: float
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark as the command line says. Raises ValueError for what cannot be run."""
     if args.tokens % _CYCLE:
@@ -37,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for row in variants(args.cache, args.compiled) if _wanted(row, args.only)]
     model = random_model(shape, device=device, dtype=dtype, attention=args.attention)
     prompt = Prompt.random(shape, model, batch=args.batch, video_tokens=args.video_tokens, text_tokens=_TEXT_TOKENS)
-    seconds = _rounds(rows, model, prompt, args.rounds, args.tokens)
+    timings = _rounds(rows, model, prompt, args.rounds, args.tokens)
     peaks = {row.name: peak_bytes(row, model, prompt, _CYCLE + 1) for row in tqdm(rows, desc="memory", file=sys.stderr)}
 
     def bytes_of(a_shape, cache: str) -> ByteModel:
@@ -50,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
             cache=cache,
         )
 
-    results = [_result(row, seconds, peaks, bytes_of(shape, row.cache), bytes_of(whole, row.cache)) for row in rows]
+    results = [
+        _result(row, timings[row.name], peaks, bytes_of(shape, row.cache), bytes_of(whole, row.cache)) for row in rows
+    ]
     report = {
         "shape": {"name": args.shape, **asdict(shape)},
         "cut": None if args.layers is None else {"layers": args.layers, "of": whole.layers},
@@ -82,26 +92,35 @@ def _tail_share(shape) -> float:
     return (sum(shape.layer_weights()) + shape.head_weights()) / shape.weights()
 
 
-def _rounds(rows: list[Variant], model, prompt: Prompt, rounds: int, tokens: int) -> dict[str, list[float]]:
-    """Seconds a token of every variant in every round, in a new random order each time, after one untimed run each."""
-    order, shuffle = list(rows), random.Random(0)
-    seconds: dict[str, list[float]] = {row.name: [] for row in rows}
+def _rounds(rows: list[Variant], model, prompt: Prompt, rounds: int, tokens: int) -> dict[str, list[Timing]]:
+    """Every variant in every round, in a new random order each time, after one untimed run each.
+
+    A run stands between two of plain ``generate`` (of the same kind), and its ratio is to their mean: a machine that
+    other work slows for a while slows all three.
+    """
+    order, shuffle, plain = list(rows), random.Random(0), {row.name: row for row in rows if row.method is None}
+    timings: dict[str, list[Timing]] = {row.name: [] for row in rows}
     with tqdm(total=(rounds + 1) * len(rows), desc="timing", unit="run", file=sys.stderr) as bar:
         for row in order:
             seconds_per_token(row, model, prompt, _CYCLE)
             bar.update()
+        last: tuple[str, float] = ("", 0.0)
         for _ in range(rounds):
             shuffle.shuffle(order)
             for row in order:
-                seconds[row.name].append(seconds_per_token(row, model, prompt, tokens))
+                base = plain[_base_of(row)]
+                before = last[1] if last[0] == base.name else seconds_per_token(base, model, prompt, tokens)
+                mine = seconds_per_token(row, model, prompt, tokens)
+                last = (base.name, seconds_per_token(base, model, prompt, tokens))
+                timings[row.name].append(Timing(mine, (before + last[1]) / 2))
                 bar.update()
-    return seconds
+    return timings
 
 
-def _result(row: Variant, seconds: dict, peaks: dict, cut: ByteModel, whole: ByteModel) -> dict:
-    """One variant's figures. The ratio is taken round by round, so that what slows a round slows both."""
+def _result(row: Variant, timings: list[Timing], peaks: dict, cut: ByteModel, whole: ByteModel) -> dict:
+    """One variant's figures, scaled to the whole shape where only some of its layers were measured."""
     base = _base_of(row)
-    mine, plain = np.array(seconds[row.name]), np.array(seconds[base])
+    mine, plain = np.array(timings).T
     ratios = mine / plain
     predicted, predicted_whole = (m.ratio(row.method, full_forward=row.full_forward) for m in (cut, whole))
     # Measured over predicted excess stays; what the excess is a share of grows with the layers that are left out.
@@ -118,6 +137,7 @@ def _result(row: Variant, seconds: dict, peaks: dict, cut: ByteModel, whole: Byt
         "peak_bytes": peaks[row.name],
         "peak_ratio": peaks[row.name] / peaks[base],
         "seconds_per_token": mine.tolist(),
+        "seconds_per_token_of_plain_around": plain.tolist(),
     }
 
 
@@ -153,7 +173,7 @@ def show(report: dict) -> None:
         f"{where['cpu'] if where['device'] == 'cpu' else where['device']}, {settings['threads']} thread(s); "
         f"torch {where['torch']}, transformers {where['transformers']}, Python {where['python']}\n"
         f"{settings['rounds']} interleaved rounds of {settings['tokens']} tokens, {report['clock']}; "
-        "ratios to plain generate in the same round: median [quartiles]"
+        "ratios to plain generate just before and after: median [quartiles]"
     )
     if cut:
         print(f"{cut['layers']} of {cut['of']} layers measured: ratios are scaled to the whole by the byte model")

@@ -51,7 +51,7 @@ class ByteModel:
 
     def ratio(self, method: VReason | None, *, full_forward: bool = False) -> float:
         """The time of one token over plain ``generate``'s, if time is bytes; ``full_forward``: the naive refresh."""
-        if method is None:
+        if method is None or not method.steers:
             return 1.0
         tokens = self.tokens - int(method.prune_ratio * self.video_tokens)
         excess = self.update(method, tokens) + (self.plain(tokens) if full_forward else 0.0)

@@ -63,7 +63,7 @@ class _NaiveLoop(DecodingLoop):
 
 def variants(cache: str, compiled: bool) -> list[Variant]:
     """All rows, plain ``generate`` first. ``compiled`` adds plain and the method over a static cache, compiled."""
-    rows = [Variant("plain generate", cache=cache)]
+    rows = [Variant("plain generate", cache=cache), Variant("policy off", replace(_METHOD, policy="off"), cache=cache)]
     for refresh, head_topk in ((True, 0), (False, 0), (False, HEAD_TOPK)):
         words = "" if refresh else ", no refresh"
         words += f", head_topk {head_topk}" if head_topk else ""

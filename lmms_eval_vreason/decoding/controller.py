@@ -215,7 +215,7 @@ class ValueCacheController:
         """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
         moved = moved_values(self.original, self.delta, self.norm, self._length)
         moved = moved.to(values.dtype) if self._noise is None else rounded(moved, self._noise.next())
-        values.view(-1, self.head_dim).index_copy_(0, self._entries(values), moved.view(-1, self.head_dim))
+        self._put(values, moved)
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
@@ -239,18 +239,18 @@ class ValueCacheController:
         noise = 0 if self._noise is None else self._noise.state_bytes()
         return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes() + noise
 
-    def _entries(self, states: Tensor) -> Tensor:
-        """(tokens · kv_heads,) Where each packed vector lies among all vectors of ``states``, a cache or its gradient.
-
-        Whole vectors move by such an index several times as fast as by ``states[rows, :, columns]``.
-        """
-        heads = torch.arange(self.kv_heads, device=states.device)
-        return ((self.rows[:, None] * self.kv_heads + heads) * states.shape[2] + self.columns[:, None]).flatten()
-
     def _take(self, states: Tensor) -> Tensor:
         """(tokens, kv_heads, head_dim) of ``states`` (batch, kv_heads, tokens, head_dim)."""
-        vectors = states.reshape(-1, self.head_dim).index_select(0, self._entries(states))
-        return vectors.view(-1, self.kv_heads, self.head_dim)
+        # Attention's gradient lies token by token in memory, so that this is a view of it.
+        by_token = states.transpose(1, 2).reshape(-1, self.kv_heads, self.head_dim)
+        return by_token.index_select(0, self.columns if self.batch == 1 else self.rows * states.shape[2] + self.columns)
+
+    def _put(self, states: Tensor, packed: Tensor) -> None:
+        """Writes ``packed`` (tokens, kv_heads, head_dim) into the contiguous ``states``, in place."""
+        heads = torch.arange(self.kv_heads, device=states.device)
+        vectors = (self.rows[:, None] * self.kv_heads + heads) * states.shape[2] + self.columns[:, None]
+        # Whole vectors move several times as fast as by states[rows, :, columns].
+        states.view(-1, self.head_dim).index_copy_(0, vectors.flatten(), packed.view(-1, self.head_dim))
 
     def _spread(self, samples: Tensor) -> Tensor:
         """(batch,) → (tokens, 1, 1), each token with its sample's; one sample's is broadcast."""
