@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lmms_eval_vreason.decoding.trace import COLUMNS, Trace
 
@@ -125,7 +125,8 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.finished = self._finished() if resume else {}
             _drop_half_line(self.path)
-            self._file: IO[str] = self.path.open("a", encoding="utf-8")
+            # Without a buffer: what could not be written must not be tried again behind our back.
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise JournalError(f"{self.folder}: the journal cannot be written ({error.strerror})") from error
         self._write({"kind": "run", "version": VERSION, **run})
@@ -138,7 +139,7 @@ class Journal:
         """Writes one finished sample; it is on its way to the disk when this returns.
 
         Raises:
-            JournalError: The line cannot be written, on a full disk for instance. What stood before stays readable.
+            JournalError: The line cannot be written, on a full disk for instance. What stood before stays whole.
         """
         self._write({"kind": "sample", "version": VERSION, "run": self.run, **record})
 
@@ -146,10 +147,15 @@ class Journal:
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        # A lone surrogate has no UTF-8; its escape is JSON's own.
+        rest = memoryview(line.encode("utf-8", "backslashreplace"))
+        start = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
+            self._file.truncate(start)
             raise JournalError(
                 f"{self.path}: the journal cannot be written ({error.strerror}). Make room and run the same command "
                 "again: finished samples are kept"

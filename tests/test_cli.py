@@ -1,7 +1,14 @@
 """The real command, offline: unmodified stock tasks, this class beside lmms-eval's, two processes, wrong arguments."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 from offline import run_lmms_eval
+
+from lmms_eval_vreason.cli import main
+from lmms_eval_vreason.journal import latest_samples, read_records
 
 pytestmark = pytest.mark.cli
 
@@ -115,3 +122,23 @@ def test_a_wrong_argument_is_one_line_and_the_exit_code_says_so(offline, argumen
     (line,) = [line for line in run.log.splitlines() if line.startswith("qwen2_5_vl_vreason: ")]
     assert words in line
     assert "Loading weights" not in run.log
+
+
+def test_sigterm_leaves_a_whole_journal_a_code_and_a_word(offline, arguments, tmp_path):
+    """Ends the command in the middle of its samples, as a cluster's scheduler does."""
+    given = {**arguments, "max_thinking_tokens": 400, "max_answer_tokens": 6}
+    command = [sys.executable, "-m", "lmms_eval", "--model", "qwen2_5_vl_vreason", "--tasks", "videomme"]
+    command += ["--model_args", ",".join(f"{name}={value}" for name, value in given.items())]
+    command += ["--output_path", str(tmp_path), "--log_samples"]
+    process = subprocess.Popen(command, env=offline.env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    for line in process.stderr:
+        if "1/4 [" in line:
+            process.terminate()
+            break
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    last = log.strip().splitlines()[-1]
+    assert "Run the same command again to go on from there" in last
+    journal = tmp_path / "vreason_journal"
+    assert main(["journal", "check", str(journal)]) == 0
+    assert 1 <= len(latest_samples(read_records(journal))) < 4

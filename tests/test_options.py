@@ -2,56 +2,79 @@
 
 import pytest
 
+from lmms_eval_vreason import command_line, model
 from lmms_eval_vreason.options import argument_names, parse_options
 
-WRONG = {
-    "polcy": ("switch", "did you mean policy"),
-    "policy": ("fastest", "switch, minimize, maximize, random, off"),
-    "learning_rate": (-1, "[0, inf)"),
-    "update_every": (0, "[1, inf)"),
-    "update_every ": ("2", "unknown model argument"),
-    "refresh": ("perhaps", "neither on nor off"),
-    "ema_decay": (1.0, "[0, 1)"),
-    "objective": ("entropy", "kl_p_u, kl_u_p"),
-    "optimizer": ("lion", "adam, sgd"),
-    "steps_per_update": (0, "[1, inf)"),
-    "norm": ("batch", "head, token, none"),
-    "layers": (0, "[1, inf)"),
-    "first_token": (2, "neither on nor off"),
-    "min_entropy": (-0.1, "[0, inf)"),
-    "head_topk": (-1, "[0, inf)"),
-    "prune_ratio": (1.0, "[0, 1)"),
-    "prune_score": ("size", "value_norm, key_norm"),
-    "compile": ("maybe", "auto, on, off"),
-    "seed": (-1, "[0,"),
-    "dtype": ("int8", "auto, bfloat16, float16, float32"),
-    "attn_implementation": ("magic", "sdpa, eager"),
-    "batch_size": (0, "at least 1"),
-    "min_pixels": ("small", "at least 784"),
-    "max_pixels": (100, "at least 784"),
-    "max_num_frames": (1, "at least 2"),
-    "fps": (0, "above 0"),
-    "read_ahead": (-1, "at least 0"),
-    "thinking": ("loud", "neither on nor off"),
-    "reasoning_prompt": ("nowhere.txt", "no such file"),
-    "system_prompt": ("nowhere.md", "no such file"),
-    "max_thinking_tokens": (0, "at least 1"),
-    "max_answer_tokens": (1.5, "at least 1"),
-    "return_thinking": ("x", "neither on nor off"),
-    "resume": ("x", "neither on nor off"),
-    "on_error": ("ignore", "skip, raise"),
-    "max_error_rate": (1.5, "from 0 to 1"),
-    "journal": (f"{__file__}/nowhere", "cannot be written to"),
-}
+WRONG = [
+    ("polcy", "switch", "did you mean policy"),
+    ("policy", "fastest", "switch, minimize, maximize, random, off"),
+    ("learning_rate", -1, "[0, inf)"),
+    ("update_every", 0, "[1, inf)"),
+    ("update_every ", "2", "unknown model argument"),
+    ("refresh", "perhaps", "neither on nor off"),
+    ("ema_decay", 1.0, "[0, 1)"),
+    ("objective", "entropy", "kl_p_u, kl_u_p"),
+    ("optimizer", "lion", "adam, sgd"),
+    ("steps_per_update", 0, "[1, inf)"),
+    ("norm", "batch", "head, token, none"),
+    ("layers", 0, "[1, inf)"),
+    ("first_token", 2, "neither on nor off"),
+    ("min_entropy", -0.1, "[0, inf)"),
+    ("head_topk", -1, "[0, inf)"),
+    ("prune_ratio", 1.0, "[0, 1)"),
+    ("prune_score", "size", "value_norm, key_norm"),
+    ("compile", "maybe", "auto, on, off"),
+    ("seed", -1, "[0,"),
+    ("dtype", "int8", "auto, bfloat16, float16, float32"),
+    ("attn_implementation", "magic", "sdpa, eager"),
+    ("batch_size", 0, "at least 1"),
+    ("min_pixels", "small", "at least 784"),
+    ("max_pixels", 100, "at least 784"),
+    ("max_num_frames", 1, "at least 2"),
+    ("fps", 0, "above 0"),
+    ("read_ahead", -1, "at least 0"),
+    ("thinking", "loud", "neither on nor off"),
+    ("reasoning_prompt", "nowhere.txt", "no such file"),
+    ("system_prompt", "nowhere.md", "no such file"),
+    ("max_thinking_tokens", 0, "at least 1"),
+    ("max_answer_tokens", 1.5, "at least 1"),
+    ("return_thinking", "x", "neither on nor off"),
+    ("resume", "x", "neither on nor off"),
+    ("on_error", "ignore", "skip, raise"),
+    ("max_error_rate", 1.5, "from 0 to 1"),
+    ("journal", f"{__file__}/nowhere", "cannot be written to"),
+    ("learning_rate", "fast", "must be a number"),
+    ("learning_rate", float("nan"), "[0, inf)"),
+    ("update_every", 1.5, "must be a number"),
+    ("oom", "retry", "error, lite"),
+    ("rounding", "up", "stochastic, nearest"),
+    ("batch_size", "many", "at least 1"),
+    ("max_num_frames", "all", "at least 2"),
+    ("fps", "film", "must be a number"),
+    ("thinking", 2, "neither on nor off"),
+    ("prune_ratio", -0.5, "[0, 1)"),
+    ("delta", 1, "unknown model argument"),
+]
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_value_is_one_line_that_names_it(name):
-    value, words = WRONG[name]
+@pytest.mark.parametrize(("name", "value", "words"), WRONG)
+def test_a_wrong_value_is_one_line_that_names_it(name, value, words):
     with pytest.raises(ValueError, match=name.strip()) as caught:
         parse_options({name: value})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value", "words"), WRONG)
+def test_within_the_command_it_ends_the_process_before_anything_loads(name, value, words, monkeypatch):
+    monkeypatch.setattr(command_line, "runs_as_command", lambda: True)
+    for step in ("find_checkpoint", "load_model", "load_processor"):
+        monkeypatch.setattr(model, step, lambda *args, step=step: pytest.fail(f"{step} was reached"))
+    with pytest.raises(SystemExit) as caught:
+        model.Qwen2_5_VL_VReason(**{name: value})
+    # A text as the code means: print it, exit with 1.
+    assert str(caught.value.code).startswith("qwen2_5_vl_vreason: ")
+    assert words in caught.value.code
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "update_every", "max_num_frames", "prune_ratio", "seed", "fps"])
