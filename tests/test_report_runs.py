@@ -10,9 +10,10 @@ import pytest
 from report_runs import STOCK, mmvu, plain, record, trace, vsibench, write_journal, write_run
 
 from lmms_eval_vreason.report.benchmarks import VSI_ACCURACY, VSI_MRA, benchmark_of, part_of
+from lmms_eval_vreason.report.folders import parse_run
 from lmms_eval_vreason.report.journals import curve, read_journal, steering_facts
 from lmms_eval_vreason.report.reading import read_json_lines
-from lmms_eval_vreason.report.runs import arguments, parse_run, read_run
+from lmms_eval_vreason.report.runs import arguments, read_run
 from lmms_eval_vreason.report.scores import answer_of, score_of, unfinished, video_of
 from lmms_eval_vreason.report.summary import steering_facts as facts_of_records
 from lmms_eval_vreason.report.summary import steering_line, steering_warning
@@ -167,6 +168,12 @@ def test_other_aggregate_of_lmms_eval_is_said(tmp_path):
     content["results"]["mvbench_action_count"]["mvbench_accuracy,none"] = 33.333
     results.write_text(json.dumps(content))
     assert "lmms-eval reports 33.33, the mean over all samples is 0.25" in read_run(str(tmp_path)).notices[0]
+
+
+def test_answers_in_tags_are_said(tmp_path):
+    path = next(write_run(tmp_path, {"some_task": [0.0, 0.0]}).rglob("*_samples_*.jsonl"))
+    path.write_text(path.read_text().replace('"words"', '"<answer>B</answer>"', 1))
+    assert "1 answers were scored with their <answer> tags" in read_run(str(tmp_path)).notices[0]
 
 
 def test_two_prompts_of_one_benchmark_need_a_choice(tmp_path):

@@ -218,6 +218,7 @@ def due_steps(traced: Mapping[tuple[int, str], pa.Table]) -> Figure | None:
         draw_alpha(upper, record["trace"])
         draw_change(lower, record["trace"])
         lower.set_xlabel("Generated token")
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

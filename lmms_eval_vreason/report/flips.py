@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from lmms_eval_vreason.report.folders import find_samples, parse_run
 from lmms_eval_vreason.report.page import page
 from lmms_eval_vreason.report.reading import read_json_lines
-from lmms_eval_vreason.report.runs import KEY, Run, find_samples, parse_run
+from lmms_eval_vreason.report.runs import KEY, Run
 from lmms_eval_vreason.report.scores import answer_of, response_of
 
 RIGHT = 0.5  # scores from here on count as right: mean relative accuracy is a share

@@ -1,9 +1,8 @@
 """A run: one lmms-eval output, whatever model wrote it, as a table of samples with the journal's figures beside."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,15 @@ from pandas.util import hash_array
 
 from lmms_eval_vreason.report import journals
 from lmms_eval_vreason.report.benchmarks import benchmark_of, part_of
+from lmms_eval_vreason.report.folders import SamplesFile, find_samples, parse_run
 from lmms_eval_vreason.report.reading import read_json, read_json_lines
 from lmms_eval_vreason.report.scores import answer_of, score_of, unfinished, video_of
 
 KEY = ["row", "part", "doc_id"]
-_SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>.+)\.jsonl")
 _COLUMNS = (
     *("row", "part", "task", "doc_id", "score", "metric", "video", "prompt"),
     *("input_tokens", "output_tokens", "thinking_tokens", "answered", "cut"),
 )
-
-
-@dataclass(frozen=True)
-class SamplesFile:
-    """One ``*_samples_<task>.jsonl`` and the results file of the same run (None if it is missing)."""
-
-    path: Path
-    task: str
-    results: Path | None
 
 
 @dataclass(frozen=True)
@@ -56,19 +46,6 @@ class Run:
     settings: dict[str, Any]
     journal: pa.Table | None
     notices: list[str] = field(default_factory=list)
-
-
-def parse_run(argument: str) -> tuple[str, Path, str]:
-    """``[label=]path[#tasks]`` → label, path, and a pattern of task names (``*`` = all).
-
-    The default label is the folder's or file's name.
-    """
-    label, separator, path = argument.partition("=")
-    if not separator or "/" in label:
-        label, path = "", argument
-    path, _, pattern = path.partition("#")
-    found = Path(path).expanduser()
-    return label or found.resolve().name, found, pattern or "*"
 
 
 def read_run(argument: str) -> Run:
@@ -102,55 +79,6 @@ def read_run(argument: str) -> Run:
     return Run(label, path, samples, _settings(newest), journal, notices)
 
 
-def find_samples(path: Path, notices: list[str], pattern: str = "*") -> list[SamplesFile]:
-    """The samples files of one run under a path: the newest of each task whose name fits the pattern.
-
-    Raises:
-        ValueError: there is none, or the folder holds runs with different model arguments.
-    """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    if path.is_file() and path.name.endswith("_results.json"):
-        date = path.name.removesuffix("_results.json")
-        candidates = sorted(path.parent.glob(f"{date}_samples_*.jsonl"))
-    elif path.is_file():
-        candidates = [path]
-    else:
-        candidates = sorted(path.rglob("*_samples_*.jsonl"))
-    files = [file for file in map(_samples_file, candidates) if file and fnmatchcase(file.task, pattern)]
-    if not files and pattern != "*":
-        raise ValueError(f"{path} holds no samples of a task that fits {pattern!r}")
-    if not files:
-        raise ValueError(f"{path} holds no *_samples_*.jsonl: run lmms-eval with --log_samples and --output_path")
-    _refuse_mixture(path, files)
-    newest: dict[str, SamplesFile] = {}
-    for file in sorted(files, key=lambda file: file.path.name):
-        if file.task in newest:
-            notices.append(f"{path}: task {file.task} was run more than once; {file.path.name} counts, as the newest")
-        newest[file.task] = file
-    return list(newest.values())
-
-
-def _samples_file(path: Path) -> SamplesFile | None:
-    match = _SAMPLES.fullmatch(path.name)
-    if not match:
-        return None
-    results = path.with_name(f"{match['date']}_results.json")
-    return SamplesFile(path, match["task"], results if results.exists() else None)
-
-
-def _refuse_mixture(path: Path, files: Sequence[SamplesFile]) -> None:
-    models = {}
-    for results in {file.results for file in files if file.results}:
-        config = read_json(results).get("config", {})
-        models.setdefault((config.get("model"), str(config.get("model_args"))), []).append(results)
-    if len(models) > 1:
-        lines = [f"  {max(paths)}  ({model}: {arguments})" for (model, arguments), paths in models.items()]
-        raise ValueError(
-            f"{path} holds runs with different model arguments; name one results file:\n" + "\n".join(sorted(lines))
-        )
-
-
 def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
     """A run of a benchmark under two prompts has two answers to each document: the user must say which to take."""
     tasks = samples.groupby(["row", "part"])["task"].unique()
@@ -166,7 +94,7 @@ def _read_samples(file: SamplesFile, results: Mapping[str, Any], notices: list[s
     metrics = [metric["metric"] for metric in config.get("metric_list") or [] if isinstance(metric.get("metric"), str)]
     benchmark = benchmark_of(file.task, results.get("group_subtasks", {}))
     part, limit = part_of(file.task), _token_limit(config, results.get("config", {}))
-    rows, unscored = [], 0
+    rows, unscored, tagged = [], 0, 0
     for sample in read_json_lines(file.path, notices):
         scored = score_of(sample, file.task, benchmark, metrics)
         if scored is None or "doc_id" not in sample:
@@ -177,10 +105,17 @@ def _read_samples(file: SamplesFile, results: Mapping[str, Any], notices: list[s
         cut = unfinished(sample) or (limit is not None and tokens[1] is not None and tokens[1] >= limit)
         prompt = str(sample.get("input", ""))
         document = (row, part, file.task, int(sample["doc_id"]), score, metric, video_of(sample), prompt)
-        rows.append((*document, *tokens, bool(answer_of(sample)), cut))
+        answer = answer_of(sample)
+        tagged += answer.startswith("<answer>")
+        rows.append((*document, *tokens, bool(answer), cut))
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     if unscored:
         notices.append(f"{file.path.name}: {unscored} samples have no numeric score and were left out")
+    if tagged:
+        notices.append(
+            f"{file.task}: {tagged} answers were scored with their <answer> tags around them, which tasks that look "
+            "for the bare letter count as wrong"
+        )
     return _without_duplicates(frame, file, notices)
 
 

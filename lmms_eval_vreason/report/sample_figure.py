@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_alpha, draw_change
@@ -19,7 +20,7 @@ from lmms_eval_vreason.report.journals import find_journals
 from lmms_eval_vreason.report.reading import read_json_lines
 
 _COLUMNS = 112  # characters a line of the coloured text
-_WIDTH, _LEFT, _INNER = 8.2, 0.7, 7.3  # inches: the figure, its left margin, what is drawn
+_WIDTH, _LEFT, _INNER = 8.4, 0.9, 7.3  # inches: the figure, its left margin, what is drawn
 _FONT_SIZE = _INNER * 72 / _COLUMNS / 0.602  # points at which DejaVu Sans Mono fills a line
 _LINE = 0.165  # inches a line
 _GAP = 0.28
@@ -203,5 +204,7 @@ def _draw_traces(axes: Sequence[Axes], trace: Mapping[str, Any]) -> None:
     axes[3].set_xlabel("Generated token" + (f" (not steered: {trace['note']})" if trace["note"] else ""))
     for one in axes[:4]:
         one.set_xlim(0.5, len(x) + 0.5)
+        one.yaxis.set_label_coords(-0.085, 0.5)
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
     for one in axes[:3]:
         one.tick_params(labelbottom=False)
