@@ -78,6 +78,17 @@ def test_prompt_is_cached_but_for_its_last_token(model, prompt):
     assert torch.equal(first, second)
 
 
+def test_a_static_cache_is_used_again(model, prompt):
+    """In the same place, and as good as new."""
+    first = prompt.inputs(model, kind="static", new_tokens=4)
+    tokens = model.generate(**first)
+    place = first["past_key_values"].layers[0].keys.data_ptr()
+    again = prompt.inputs(model, kind="static", new_tokens=4)
+    assert again["past_key_values"].layers[0].keys.data_ptr() == place
+    assert torch.equal(model.generate(**again), tokens)
+    prompt.kept.clear()
+
+
 def test_byte_model_counts_what_is_there(model, prompt):
     """Its weights and cache are those of the model; an update's parts are those of the tail."""
     bytes_of = ByteModel(SMALL, itemsize=4, batch=2, video_tokens=48, tokens=56, cache="static")
@@ -201,6 +212,7 @@ def test_command(tmp_path, capsys):
         (["--tokens", "12"], "--tokens 12 must be a multiple of 8"),
         (["--shape", "tiny", "--layers", "9"], "--layers 9: this shape has 1 to 4 layers"),
         (["--device", "cuda:77"], "--device cuda:77: torch sees"),
+        (["--compiled", "--device", "cpu"], "--compiled on cpu: plain generate compiles on CUDA only"),
         (["--device", "gpu"], "--device gpu is none that torch knows"),
     ],
 )

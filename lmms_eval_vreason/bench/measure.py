@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def peak_bytes(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens:
 
     CUDA: the allocator's peak. CPU: the running sum of the allocations and releases that torch's profiler records.
     """
+    prompt = replace(prompt, kept={})
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

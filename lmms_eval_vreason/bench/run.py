@@ -39,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
     whole = SHAPES[args.shape]
     shape, device = whole.cut(args.layers), _device(args.device)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    if args.compiled and not device.startswith("cuda"):
+        raise ValueError(
+            f"--compiled on {device}: plain generate compiles on CUDA only, so there is nothing to compare"
+        )
     torch.set_num_threads(args.threads)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     model = random_model(shape, device=device, dtype=dtype, attention=args.attention)
     prompt = Prompt.random(shape, model, batch=args.batch, video_tokens=args.video_tokens, text_tokens=_TEXT_TOKENS)
     timings = _rounds(rows, model, prompt, args.rounds, args.tokens)
+    prompt.kept.clear()
     peaks = {row.name: peak_bytes(row, model, prompt, _CYCLE + 1) for row in tqdm(rows, desc="memory", file=sys.stderr)}
 
     def bytes_of(a_shape, cache: str) -> ByteModel:
@@ -106,7 +111,7 @@ def _rounds(rows: list[Variant], model, prompt: Prompt, rounds: int, tokens: int
     timings: dict[str, list[Timing]] = {row.name: [] for row in rows}
     with tqdm(total=(rounds + 1) * len(rows), desc="timing", unit="run", file=sys.stderr) as bar:
         for row in order:
-            seconds_per_token(row, model, prompt, _CYCLE)
+            seconds_per_token(row, model, prompt, tokens)
             bar.update()
         last: tuple[str, float] = ("", 0.0)
         for _ in range(rounds):

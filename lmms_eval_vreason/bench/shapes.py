@@ -1,6 +1,6 @@
 """The benchmark's models: Qwen2.5-VL's published text shapes and two small ones, with random weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -127,11 +127,16 @@ def _fill(model: torch.nn.Module, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that is all in the cache but for its last token: decoding starts at once, whatever the shape costs."""
+    """A prompt that is all in the cache but for its last token: decoding starts at once, whatever the shape costs.
+
+    A static cache is kept in ``kept`` and filled again for the next run, as transformers itself keeps it: compiled
+    steps are recorded for one place in memory. Clear it to release it.
+    """
 
     input_ids: Tensor
     keys: list[Tensor]
     values: list[Tensor]
+    kept: dict[int, StaticCache] = field(default_factory=dict)
 
     @classmethod
     def random(cls, shape: Shape, model, *, batch: int, video_tokens: int, text_tokens: int = 64) -> "Prompt":
@@ -151,12 +156,12 @@ class Prompt:
         return cls(ids, states(), states())
 
     def inputs(self, model, *, kind: str, new_tokens: int) -> dict:
-        """Arguments of ``generate``, with a cache (``dynamic`` or ``static``) of their own."""
-        config = model.config.get_text_config()
+        """Arguments of ``generate``, with a filled cache (``dynamic`` or ``static``)."""
+        config, length = model.config.get_text_config(), self.input_ids.shape[1] + new_tokens
+        cache: Cache = DynamicCache(config=config)
         if kind == "static":
-            cache: Cache = StaticCache(config=config, max_cache_len=self.input_ids.shape[1] + new_tokens)
-        else:
-            cache = DynamicCache(config=config)
+            cache = self.kept.setdefault(length, StaticCache(config=config, max_cache_len=length))
+            cache.reset()
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             cache.update(keys.clone(), values.clone(), layer)
         return {
