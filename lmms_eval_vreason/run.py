@@ -218,9 +218,9 @@ class Run:
         }
 
     def _store(self, index: int, record: dict[str, Any]) -> None:
-        self.records[index] = record
         if self.journal is not None:
             self.journal.add(record)
+        self.records[index] = record
         self._bar.update()
         self._tokens += record["tokens"]["output"]
         if elapsed := self._bar.format_dict["elapsed"]:
