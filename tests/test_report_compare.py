@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_runs import letter, record, trace, write_journal, write_run
+from report_runs import record, trace, write_journal, write_run
 from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -299,7 +299,3 @@ def test_too_few_resamples_are_refused(capsys):
         main(["report", "x", "--resamples", "10"])
     assert stopped.value.code == 2
     assert "at least 100" in capsys.readouterr().err
-
-
-def test_letter_helper_is_what_the_scores_say():
-    assert [letter(i, True) for i in (0, 1)] == ["B", "A"]

@@ -7,7 +7,8 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from report_runs import STOCK, mmvu, plain, record, trace, vsibench, write_journal, write_run
+from offline import MINIMUM_DOCS, run_lmms_eval
+from report_runs import STOCK, record, trace, write_journal, write_run
 
 from lmms_eval_vreason.report.benchmarks import VSI_ACCURACY, VSI_MRA, benchmark_of, part_of
 from lmms_eval_vreason.report.folders import parse_run
@@ -302,7 +303,27 @@ def test_reports_import_no_torch_and_no_lmms_eval():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_helpers_are_scored_by_their_own_shape():
-    assert score_of(mmvu(0, 1.0), "mmvu_val", "MMVU", ["accuracy"])[2] == 1.0
-    assert score_of(plain(0, 0.25), "some_task", "some_task", ["quality"])[2] == 0.25
-    assert score_of(vsibench(1, 0.3), "vsibench", "VSI-Bench", ["vsibench_overall"])[0] == VSI_MRA
+@pytest.mark.cli
+def test_real_files_of_the_stock_benchmarks_give_lmms_evals_own_figures(offline, tmp_path):
+    """The dummy model answers everything with B; each task's mean over samples is the figure in the results file."""
+    tasks = {
+        "videomme": "videomme_perception_score",
+        "mvbench_action_count": "mvbench_accuracy",
+        "mmvu_val": "accuracy",
+        "video_mmmu_adaptation": "mmmu_acc",
+        "tempcompass_multi_choice": "avg_accuracy",
+        "vsibench": "object_rel_direction_accuracy",
+    }
+    real = run_lmms_eval(offline.env, model="dummy", model_args={"response": "B"}, tasks=tasks, output=tmp_path)
+    run = read_run(str(tmp_path))
+    assert run.notices == []
+    means = run.samples[run.samples["row"] != VSI_MRA].groupby("task")["score"].mean()
+    for task, metric in tasks.items():
+        expected = real.metric(task, metric)
+        assert any(means[task] * scale == pytest.approx(expected, abs=1e-3) for scale in (1, 100)), task
+    assert run.samples.groupby("row").size().to_dict() == {
+        **dict.fromkeys(("Video-MME", "MVBench", "MMVU", "VideoMMMU", "TempCompass"), MINIMUM_DOCS),
+        VSI_ACCURACY: 3,
+        VSI_MRA: 1,
+    }
+    assert run.samples.set_index("row")["video"].nunique() >= 3  # Video-MME, TempCompass and VSI-Bench know theirs
