@@ -212,6 +212,14 @@ def test_journal_of_other_arguments_is_left_alone(tmp_path):
     assert "no journal there was written with this run's model arguments" in run.notices[0]
 
 
+def test_journal_lies_where_the_run_was_told(tmp_path):
+    write_run(tmp_path / "run", {"videomme": [1.0]}, model_args=f"pretrained=tiny,journal={tmp_path / 'Kept'}")
+    path = write_journal(tmp_path / "made", [record("videomme", 0)],
+                         model_args={"pretrained": "tiny", "journal": str(tmp_path / "Kept")})  # fmt: skip
+    path.parent.rename(tmp_path / "Kept")
+    assert read_run(str(tmp_path / "run")).samples["thinking_tokens"].tolist() == [15.0]
+
+
 def test_arguments_compare_across_text_and_values():
     assert arguments("a=0.010,b=True,c=1;2") == arguments({"a": 0.01, "b": True, "c": "1;2"})
     assert arguments("a=1") != arguments({"a": 2})

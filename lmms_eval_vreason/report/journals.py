@@ -60,8 +60,15 @@ class Curve:
     samples: np.ndarray
 
 
-def find_journals(run: Path) -> list[Path]:
-    """Journal files that lie with a run: in ``vreason_journal/`` of the folder, or of the folders above a file."""
+def find_journals(run: Path, given: str | None = None) -> list[Path]:
+    """Journal files of a run: in the folder of its argument ``journal``, else in ``vreason_journal/`` beside it.
+
+    Args:
+        run: a folder, or a file in it; the folders above are looked through as well.
+        given: the run's own ``journal=`` argument.
+    """
+    if given and Path(given).expanduser().is_dir():
+        return sorted(Path(given).expanduser().glob("*.jsonl"))
     start = run if run.is_dir() else run.parent
     for folder in (start, *list(start.parents)[:2]):
         found = sorted((folder / FOLDER).glob("*.jsonl"))

@@ -177,10 +177,11 @@ def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _matching_journal(path: Path, results: Mapping[str, Any], notices: list[str]) -> pa.Table | None:
-    found = journals.find_journals(path)
+    model_args = results.get("config", {}).get("model_args")
+    found = journals.find_journals(path, _as_given(model_args).get("journal"))
     if not found:
         return None
-    wanted = arguments(results.get("config", {}).get("model_args"))
+    wanted = arguments(model_args)
     headers = {file: journals.run_header(file) for file in found}
     matching = [
         file
@@ -195,11 +196,13 @@ def _matching_journal(path: Path, results: Mapping[str, Any], notices: list[str]
 
 def arguments(given: Any) -> dict[str, str]:
     """Model arguments, a string or a mapping, in one form that compares: ``0.010`` and 0.01 are the same."""
-    if not given:
-        return {}
+    return {name: _plain(value) for name, value in _as_given(given).items()}
+
+
+def _as_given(given: Any) -> dict[str, Any]:
     if isinstance(given, str):
         given = dict(part.split("=", 1) for part in re.split(r",(?=[^,=]+=)", given) if "=" in part)
-    return {name.strip(): _plain(value) for name, value in given.items()}
+    return {name.strip(): value for name, value in (given or {}).items()}
 
 
 def _plain(value: Any) -> str:
