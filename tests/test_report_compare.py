@@ -229,7 +229,9 @@ def test_latex_is_escaped_and_balanced(two):
     widths = {line.count("&") for line in body.splitlines() if line.rstrip().endswith(r"\\")}
     assert widths == {6}
     assert r"95\% CI" in body
-    assert not re.search(r"[±Δ–†]", body)
+    assert not re.search(r"[±Δ–†]|[^$]<", body)
+    assert not re.search(r"[\s\[]-\d", body)
+    assert "$-$" in body
 
 
 def journalled(folder, steered=True):

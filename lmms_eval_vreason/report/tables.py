@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ from lmms_eval_vreason.report.summary import format_facts
 
 UNKNOWN = "–"
 MARK = "†"
+# What pandas leaves as it is, and what a T1 or OT1 font has not got.
+_LATEX = {"±": r"$\pm$", "Δ": r"$\Delta$", UNKNOWN: "--", MARK: r"$^\dagger$", "<": "$<$", ">": "$>$"}
 _WIDE = 110  # columns of a terminal that also shows which test was made
 _TEXT_COLUMNS = ("Benchmark", "Run", "Test")
 
@@ -209,8 +212,9 @@ def latex(comparison: Comparison) -> str:
     first_of_block = frame["Benchmark"].ne(frame["Benchmark"].shift())
     frame["Benchmark"] = frame["Benchmark"].where(first_of_block, "")
     body = frame.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(frame.columns) - 2))
-    for plain, command in (("±", r"$\pm$"), ("Δ", r"$\Delta$"), (UNKNOWN, "--"), (MARK, r"$^\dagger$")):
+    for plain, command in _LATEX.items():
         body = body.replace(plain, command)
+    body = re.sub(r"(?<=[\s\[])-(?=\d)", "$-$", body)
     notes = "\n".join(f"% {sentence}" for sentence in [*footnotes(comparison), *comparison.warnings])
     return f"{notes}\n{body}"
 
