@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lmms_eval_vreason.decoding import VReason
-from lmms_eval_vreason.decoding.loop import DecodingLoop, frozen
+from lmms_eval_vreason.decoding.generate import frozen
+from lmms_eval_vreason.decoding.loop import DecodingLoop
 from lmms_eval_vreason.decoding.steering import Steering, TailInputs
 
 # Adaptation at every due token, so that each has its full cost; random weights give some tokens next to no entropy.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmms_eval_vreason.decoding.loop import Generation
+    from lmms_eval_vreason.decoding.generate import Generation
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("switch", "minimize", "maximize", "random", "off"),
@@ -108,8 +108,8 @@ class VReason:
         return (token + 1) % self.update_every == 0
 
     def generate(self, model, **kwargs: Any) -> "Generation":
-        """``model.generate(**kwargs)`` under this method; see :func:`lmms_eval_vreason.decoding.loop.generate`."""
-        from lmms_eval_vreason.decoding.loop import generate
+        """``model.generate(**kwargs)`` under this method; see :func:`lmms_eval_vreason.decoding.generate.generate`."""
+        from lmms_eval_vreason.decoding.generate import generate
 
         return generate(model, self, **kwargs)
 

@@ -1,14 +1,11 @@
-"""The decoding loop on transformers' ``custom_generate`` seam, and ``generate``, which carries it there.
+"""The decoding loop: how one token follows another, and where the controller comes in.
 
-transformers prepares the inputs, the cache, the logits processors and the stopping criteria; the loop only decides how
-one token follows another. The model itself is not patched.
+transformers prepares the inputs, the cache, the logits processors and the stopping criteria. The model is not patched.
 """
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,71 +15,18 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
-from lmms_eval_vreason.decoding.compiled import DueStep, compiled_steps, compiles, static_cache
+from lmms_eval_vreason.decoding.compiled import DueStep, compiled_steps, compiles
 from lmms_eval_vreason.decoding.config import VReason
 from lmms_eval_vreason.decoding.entropy import POLICIES, entropy, moving_average
 from lmms_eval_vreason.decoding.pruning import prune_video_tokens
 from lmms_eval_vreason.decoding.steering import Steering, TailInputs, capturing, tail_mask
-from lmms_eval_vreason.decoding.support import check_cache, check_call, check_model
+from lmms_eval_vreason.decoding.support import check_cache
 from lmms_eval_vreason.decoding.trace import Trace, TraceRecorder
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What :func:`generate` returns.
-
-    Attributes:
-        sequences: (batch, prompt + generated tokens), as ``model.generate`` returns them.
-        traces: One a sample.
-    """
-
-    sequences: Tensor
-    traces: list[Trace]
-
-
-def generate(
-    model: PreTrainedModel,
-    method: VReason,
-    *,
-    generation_config: GenerationConfig | None = None,
-    streamer: BaseStreamer | None = None,
-    tokenizer: Any = None,
-    generators: Sequence[torch.Generator] | None = None,
-    **kwargs: Any,
-) -> Generation:
-    """``model.generate`` under V-Reason, for a batch of any size (left-padded).
-
-    Args:
-        model: A ``Qwen2_5_VLForConditionalGeneration``. It is left as it was, whatever happens.
-        method: The method's hyperparameters.
-        generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
-        tokenizer: Needed with ``stop_strings``.
-        generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
-            tokens do not depend on its neighbours.
-
-    Raises:
-        ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
-            layers cannot be steered, more ``layers`` than the model has.
-        TypeError: ``model`` is not a Qwen2.5-VL model.
-    """
-    check_model(model, method.layers)
-    check_call(model, generation_config, kwargs)
-    loop = DecodingLoop(method, streamer=streamer, generators=generators)
-    if streamer is not None:
-        kwargs["streamer"] = streamer
-    generation_config = copy.deepcopy(generation_config)
-    _add_stop_strings(generation_config, tokenizer, kwargs)
-    if method.compile == "on" and kwargs.get("past_key_values") is None:
-        kwargs["past_key_values"] = static_cache(model, _longest(model, generation_config, kwargs))
-    with frozen(model):
-        sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
-    return Generation(sequences=sequences, traces=loop.traces)
 
 
 class DecodingLoop:
@@ -272,19 +216,6 @@ class DecodingLoop:
         return [fault if n and not ok else "" for ok, n in healthy]
 
 
-@contextmanager
-def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Within it no parameter of ``model`` requires a gradient, so that autograd records nothing but the tail."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
 def capturing_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs):
     """Captures the prefill's tail if the method updates on the first token; else does nothing."""
     if not (method.steers and method.first_token):
@@ -292,27 +223,5 @@ def capturing_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs)
     return capturing(model.model.language_model.layers[-method.layers], model.get_output_embeddings(), tail)
 
 
-def _longest(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> int:
-    """Tokens of the longest sequence this call can make, prompt included."""
-    config = model.generation_config if generation_config is None else generation_config
-    new_tokens = kwargs.get("max_new_tokens", config.max_new_tokens)
-    if new_tokens is None:
-        raise ValueError("compile='on' needs to know how many tokens there will be: pass max_new_tokens")
-    return kwargs["input_ids"].shape[1] + new_tokens
-
-
 def _has_end_token(stopping_criteria: StoppingCriteriaList) -> bool:
     return any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
-
-
-def _add_stop_strings(generation_config: GenerationConfig | None, tokenizer: Any, kwargs: dict[str, Any]) -> None:
-    # transformers keeps the tokenizer from a callable of one's own as well, and then refuses stop strings.
-    strings = kwargs.pop("stop_strings", None) or getattr(generation_config, "stop_strings", None)
-    if not strings:
-        return
-    if tokenizer is None:
-        raise ValueError("stop_strings need the tokenizer: pass tokenizer=processor.tokenizer")
-    if generation_config is not None:
-        generation_config.stop_strings = None
-    criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
-    kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, strings)])
