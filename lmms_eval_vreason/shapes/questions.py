@@ -14,9 +14,9 @@ DIRECT_INSTRUCTION = "Give only the letter."
 
 
 def prompt_text(text: str, options: Sequence[str], *, direct: bool) -> str:
-    """The user's text after the video: the question, four lettered options, and how to answer."""
+    """The user's text after the video: how to answer, the question, and four lettered options."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
-    return "\n".join([text, *lines, DIRECT_INSTRUCTION if direct else THINK_INSTRUCTION])
+    return "\n".join([DIRECT_INSTRUCTION if direct else THINK_INSTRUCTION, text, *lines])
 
 
 @dataclass(frozen=True)
