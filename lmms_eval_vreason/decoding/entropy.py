@@ -52,7 +52,8 @@ def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[
     A non-finite entropy leaves both as they are.
     """
     h = h.to(ema.dtype)
-    ema = torch.where(h.isfinite(), ((1.0 - decay) * h).add_(ema, alpha=decay), ema)
+    # An entropy is not negative: one comparison tells nan and infinity.
+    ema = torch.where(h < torch.inf, ((1.0 - decay) * h).add_(ema, alpha=decay), ema)
     return ema, torch.maximum(peak, ema)
 
 
