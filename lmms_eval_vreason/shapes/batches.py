@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmms_eval_vreason.shapes.questions import KINDS, Question, ask
+from lmms_eval_vreason.shapes.questions import KINDS, Question, ask, prompt_text
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, LETTERS, NUMBERS, ROWS, SHAPES, words
 from lmms_eval_vreason.shapes.world import MOMENTS, RECIPES, SIDE, Scene, make_scene
@@ -153,6 +153,14 @@ def video_batch(
     )
 
 
+_HEADS = [
+    *(f"What colour is the {shape}?" for shape in SHAPES),
+    *(f"What shape is the {colour} object?" for colour in COLOURS),
+    *(f"Which way does the {colour} object move?" for colour in COLOURS),
+    *(f"What colour is the object that {what}?" for what in ("moves", "disappears", "appears first", "appears last")),
+    "What colour is the object that moves more times?",
+    "How many objects are in the whole clip?",
+]
 _OPTION_WORDS = [*COLOURS, *SHAPES, *DIRECTIONS, *NUMBERS[1:5]]
 
 
@@ -163,14 +171,17 @@ def _some(rng: np.random.Generator, most: int, *pools: Sequence[str]) -> str:
     return "".join(f" {pool[rng.integers(len(pool))]}" for pool in chosen)
 
 
-def _look_ups(rng: np.random.Generator, vocabulary: list[str], others: list[str], filler: int) -> str:
-    """Some words, four options, words again (the options' among them), then twice any option and its letter."""
+def _look_ups(rng: np.random.Generator, vocabulary: list[str], others: list[str], filler: int, after: str) -> str:
+    """Words or a question, four options, words (the options' among them), then twice any option and its letter."""
     options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
-    marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
     asked = rng.integers(len(LETTERS), size=2)
     said = "".join(f". So it is {options[index]} {LETTERS[index]}" for index in asked)
-    before = _some(rng, filler, _OPTION_WORDS, others)
-    return before + marked + "\n" + _some(rng, filler, options, _OPTION_WORDS, others) + said
+    between = _some(rng, filler, options, _OPTION_WORDS, others)
+    if rng.random() < 0.5:
+        head = _HEADS[rng.integers(len(_HEADS))]
+        return prompt_text(head, options, direct=False) + after + "<think>" + between + said
+    marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
+    return _some(rng, filler, _OPTION_WORDS, others) + marked + "\n" + between + said
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, filler: int = 8) -> Segments:
@@ -183,7 +194,9 @@ def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, filler: 
     """
     tokenizer = layout.processor.tokenizer
     others = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
-    texts = [_look_ups(rng, others if row % 2 else _OPTION_WORDS, others, filler) for row in range(rows)]
+    texts = [
+        _look_ups(rng, others if row % 2 else _OPTION_WORDS, others, filler, layout.after_prompt) for row in range(rows)
+    ]
     letters = _letters(tokenizer)
     segments = [(ids, [i if i in letters else _IGNORED for i in ids]) for ids in tokenizer(texts)["input_ids"]]
     return _pad(segments, [0] * rows, tokenizer.pad_token_id)

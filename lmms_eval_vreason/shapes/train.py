@@ -42,7 +42,7 @@ SIZES = {
 
 
 # Words between the drill's options and look-ups while clips are learnt: as far apart as in a chain of thought.
-_LONG = 50
+_LONG = 30
 
 
 def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,10 +176,10 @@ class Run:
         if self.step < args.drill_steps:
             return self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows))
         mixed = self.step < args.drill_steps + args.mixed_steps
+        if mixed and self.step % 4:
+            return self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows, filler=_LONG))
         batch = video_batch(layout, rng, args.clips, look_ups=mixed)
         loss = self.learner.video_loss(batch, naming=args.naming)
-        if mixed:
-            loss = loss + self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows // 4, filler=_LONG))
         return loss
 
     def set_learning_rate(self) -> None:
@@ -246,7 +246,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--seed", type=int, default=0)
     described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
     described.add_argument("--drill-steps", type=int, default=1500, help="steps on text alone")
-    described.add_argument("--mixed-steps", type=int, default=2000, help="first steps on clips with look-ups as well")
+    described.add_argument(
+        "--mixed-steps", type=int, default=2000, help="first steps on clips, of which three in four are drill"
+    )
     described.add_argument("--drill-rows", type=int, default=64)
     described.add_argument("--drill-learning-rate", type=float, default=1e-3)
     described.add_argument("--naming", type=float, default=0.5, help="weight of naming what video tokens show")
