@@ -11,6 +11,7 @@ from offline import MINIMUM_DOCS, run_lmms_eval
 from report_runs import STOCK, record, trace, write_journal, write_run
 
 from lmms_eval_vreason.report.benchmarks import VSI_ACCURACY, VSI_MRA, benchmark_of, part_of
+from lmms_eval_vreason.report.compare import compare
 from lmms_eval_vreason.report.folders import parse_run
 from lmms_eval_vreason.report.journals import curve, read_journal, steering_facts
 from lmms_eval_vreason.report.reading import read_json_lines
@@ -174,7 +175,7 @@ def test_other_aggregate_of_lmms_eval_is_said(tmp_path):
 def test_answers_in_tags_are_said(tmp_path):
     path = next(write_run(tmp_path, {"some_task": [0.0, 0.0]}).rglob("*_samples_*.jsonl"))
     path.write_text(path.read_text().replace('"words"', '"<answer>B</answer>"', 1))
-    assert "1 answers were scored with their <answer> tags" in read_run(str(tmp_path)).notices[0]
+    assert "1 answers were scored with their <answer> tags" in compare([read_run(str(tmp_path))]).warnings[0]
 
 
 def test_two_prompts_of_one_benchmark_need_a_choice(tmp_path):

@@ -65,7 +65,7 @@ def compare(runs: Sequence[Run], *, resamples: int = statistics.RESAMPLES, publi
         score, se, seed_std, difference, low, high, p, p_holm, p_clustered, test, compared, left_out, clusters, gained,
         lost, output_tokens, thinking_tokens, answered, cut, seconds, peak_memory_gb.
     """
-    warnings: list[str] = []
+    warnings = [f"{run.label}: {warning}" for run in runs for warning in run.warnings]
     labels = tuple(_labels(runs, warnings))
     videos = _videos(labels)
     benchmarks = sorted({row for label in labels for row in label.samples.index.unique("row")}, key=sort_key)

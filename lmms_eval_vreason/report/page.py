@@ -35,7 +35,7 @@ font-size: 0.82rem; max-height: 26rem; overflow-y: auto; }
 
 CAPTIONS = {
     "differences": "Difference of each run to the first by benchmark, with 95% intervals.",
-    "efficiency": "Score against length: further up is better, further left is cheaper (†: published, not re-run).",
+    "efficiency": "Score against length: further up is better, further left is cheaper.",
     "entropy": "Mean entropy of the next token against the token's index, raw and as moving average.",
     "peak": "Where the moving average of the entropy peaks, and how high (median, quartiles, 5 to 95%).",
     "shift": "How far the value cache has been turned: ‖ΔV‖/‖V‖ over the video tokens.",

@@ -38,6 +38,7 @@ class Run:
         settings: what the results file says of the run: model, model_args, gen_kwargs, limit, seeds, date
         journal: the journal's samples as an Arrow table, or None.
         notices: what the reader should know about the files.
+        warnings: what makes the run's scores unfit for a comparison.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Run:
     settings: dict[str, Any]
     journal: pa.Table | None
     notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_run(argument: str) -> Run:
@@ -59,12 +61,13 @@ def read_run(argument: str) -> Run:
     """
     label, path, pattern = parse_run(argument)
     notices: list[str] = []
+    warnings: list[str] = []
     files = find_samples(path, notices, pattern)
     results = {file.results: read_json(file.results) for file in files if file.results}
     frames = []
     for file in files:
         content = results.get(file.results, {})
-        frame = _read_samples(file, content, notices)
+        frame = _read_samples(file, content, notices, warnings)
         _note_other_aggregate(frame, file.task, content, notices)
         frames.append(frame)
     samples = pd.concat(frames, ignore_index=True)
@@ -76,7 +79,7 @@ def read_run(argument: str) -> Run:
     if journal is not None:
         journal = journal.filter(pa.compute.is_in(journal["task"], pa.array(samples["task"].unique())))
     samples = _with_journal(samples, journal)
-    return Run(label, path, samples, _settings(newest), journal, notices)
+    return Run(label, path, samples, _settings(newest), journal, notices, warnings)
 
 
 def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
@@ -89,7 +92,9 @@ def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
         )
 
 
-def _read_samples(file: SamplesFile, results: Mapping[str, Any], notices: list[str]) -> pd.DataFrame:
+def _read_samples(
+    file: SamplesFile, results: Mapping[str, Any], notices: list[str], warnings: list[str]
+) -> pd.DataFrame:
     config = results.get("configs", {}).get(file.task, {})
     metrics = [metric["metric"] for metric in config.get("metric_list") or [] if isinstance(metric.get("metric"), str)]
     benchmark = benchmark_of(file.task, results.get("group_subtasks", {}))
@@ -112,7 +117,7 @@ def _read_samples(file: SamplesFile, results: Mapping[str, Any], notices: list[s
     if unscored:
         notices.append(f"{file.path.name}: {unscored} samples have no numeric score and were left out")
     if tagged:
-        notices.append(
+        warnings.append(
             f"{file.task}: {tagged} answers were scored with their <answer> tags around them, which tasks that look "
             "for the bare letter count as wrong"
         )
