@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmms_eval_vreason.decoding.trace import COLUMNS, Trace
+if TYPE_CHECKING:
+    from lmms_eval_vreason.decoding.trace import Trace
 
 VERSION = 1
 FOLDER = "vreason_journal"
@@ -38,8 +39,11 @@ def file_identity(path: str) -> list[Any]:
     return [path, status.st_size, status.st_mtime_ns]
 
 
-def trace_record(trace: Trace, tokens: list[str]) -> dict[str, Any]:
+def trace_record(trace: "Trace", tokens: list[str]) -> dict[str, Any]:
     """A trace as JSON: nan becomes null, numbers keep six significant digits."""
+    # Here, because the reports read journals without torch.
+    from lmms_eval_vreason.decoding.trace import COLUMNS
+
     return {
         "tokens": tokens,
         **{name: [_number(value) for value in getattr(trace, name)] for name in COLUMNS},

@@ -27,7 +27,7 @@ from lmms_eval_vreason.loading import (
 )
 from lmms_eval_vreason.options import Options, parse_options
 from lmms_eval_vreason.paths import cache_dir
-from lmms_eval_vreason.report.summary import steering_line
+from lmms_eval_vreason.report.summary import steering_line, steering_warning
 from lmms_eval_vreason.run import Run
 
 
@@ -86,6 +86,8 @@ class Qwen2_5_VL_VReason(lmms):
             self._say_how_to_go_on(run)
             raise
         logger.info(steering_line(run.records.values()))
+        if self.options.method.policy != "off" and (warning := steering_warning(run.records.values())):
+            logger.warning(warning)
         if self._journal is not None:
             logger.info(f"Journal (thinking, traces, timings and errors of every sample): {self._journal.folder}")
         return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]

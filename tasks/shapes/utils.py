@@ -2,6 +2,7 @@
 
 from datasets import Dataset
 
+from lmms_eval_vreason.benchmarks.answers import split_response
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.shapes.dataset import documents
 from lmms_eval_vreason.shapes.questions import prompt_text
@@ -30,5 +31,5 @@ def doc_to_messages(doc: dict, lmms_eval_specific_kwargs: dict) -> list[dict]:
 
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
-    """1 for the right letter and nothing else (lmms-eval has taken the thinking off), else 0."""
-    return {"accuracy": float(results[0].strip() == doc["answer"])}
+    """1 for the right letter and nothing else, with or without answer tags (lmms-eval has taken the thinking off)."""
+    return {"accuracy": float(split_response(results[0]).answer == doc["answer"])}
