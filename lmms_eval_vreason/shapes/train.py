@@ -176,11 +176,11 @@ class Run:
         if self.step < args.drill_steps:
             return self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows))
         mixed = self.step < args.drill_steps + args.mixed_steps
-        if mixed and self.step % 4:
+        # While both are learnt, three steps in four are drill; afterwards one in four keeps it.
+        if (self.step % 4 > 0) if mixed else (self.step % 4 == 0):
             return self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows, filler=_LONG))
         batch = video_batch(layout, rng, args.clips, look_ups=mixed)
-        loss = self.learner.video_loss(batch, naming=args.naming)
-        return loss
+        return self.learner.video_loss(batch, naming=args.naming)
 
     def set_learning_rate(self) -> None:
         args = self.args
