@@ -1,7 +1,7 @@
 """A run that is killed again and again: ``python killed_run.py FOLDER CHECKPOINT PROCESSES KILLS`` prints its answers.
 
 Everything is imported once; each attempt is a fork (or one a process) that loads the model, answers all samples and
-writes the answers down. SIGKILL ends all attempts but the last at a random moment.
+writes the answers down. SIGKILL ends all attempts but the last at a random moment after some progress.
 """
 
 import json
@@ -65,6 +65,11 @@ def answer(folder, checkpoint, rank, processes, output):
     partial.rename(output)
 
 
+def finished(folder):
+    """Samples in the journal."""
+    return sum(path.read_bytes().count(b'{"kind": "sample"') for path in (folder / "journal").glob("*.jsonl"))
+
+
 def attempt(folder, checkpoint, processes):
     """Forks the processes of one attempt; their pids."""
     with socket.socket() as free:
@@ -93,8 +98,13 @@ def main():
     moments = random.Random(0)
     stops = 0
     for _ in range(kills):
+        done = finished(folder)
         pids = attempt(folder, checkpoint, processes)
-        time.sleep(moments.uniform(0.2, 1.2))
+        # By progress and not by the clock: a fast machine must not be through before the last kill.
+        enough = done + moments.randint(1, 2 * processes)
+        while finished(folder) < enough:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         stops += sum(os.waitpid(pid, 0)[1] == signal.SIGKILL for pid in pids)
