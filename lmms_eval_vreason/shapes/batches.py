@@ -149,7 +149,7 @@ def video_batch(
         videos["pixel_values_videos"],
         videos["video_grid_thw"],
         [_pad([row for _, row in part], [clip for clip, _ in part], tokenizer.pad_token_id) for part in parts],
-        torch.tensor(tokenizer([" " + " ".join(words) for words in names])["input_ids"]),
+        torch.tensor(tokenizer([" " + " ".join(named) for named in names])["input_ids"]),
     )
 
 

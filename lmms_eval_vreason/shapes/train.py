@@ -245,20 +245,20 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--output", required=True, help="folder for state, learning curve and checkpoint")
     described.add_argument("--seed", type=int, default=0)
     described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
-    described.add_argument("--drill-steps", type=int, default=1500, help="steps on text alone")
+    described.add_argument("--drill-steps", type=int, default=1100, help="steps on text alone")
     described.add_argument(
         "--mixed-steps", type=int, default=2000, help="first steps on clips, of which three in four are drill"
     )
     described.add_argument("--drill-rows", type=int, default=64)
-    described.add_argument("--drill-learning-rate", type=float, default=1e-3)
+    described.add_argument("--drill-learning-rate", type=float, default=1.5e-3)
     described.add_argument("--naming", type=float, default=0.5, help="weight of naming what video tokens show")
     described.add_argument("--steps", type=int, default=9000, help="steps on clips")
     described.add_argument("--clips", type=int, default=12, help="clips a step, three questions each")
-    described.add_argument("--learning-rate", type=float, default=1.5e-3)
+    described.add_argument("--learning-rate", type=float, default=2e-3)
     described.add_argument("--log-every", type=int, default=50)
-    described.add_argument("--validate-every", type=int, default=500)
+    described.add_argument("--validate-every", type=int, default=1000)
     described.add_argument("--validation", type=int, default=108, help="validation questions")
-    described.add_argument("--save-every", type=int, default=250)
+    described.add_argument("--save-every", type=int, default=100)
     return described
 
 
