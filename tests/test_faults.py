@@ -64,6 +64,7 @@ def video(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("video") / "whole.mp4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_twenty_kills_change_no_answer(tiny_checkpoint, tmp_path, processes):
     """Slow for its twenty restarts, each of which loads the model: that is what is tested."""

@@ -36,9 +36,9 @@ def test_documents_become_one_user_turn_with_the_clip_first(utils):
 
 
 @pytest.mark.parametrize(
-    ("said", "score"), [("B", 1.0), (" B\n", 1.0), ("A", 0.0), ("B.", 0.0), ("", 0.0), ("<answer>B</answer>", 0.0)]
+    ("said", "score"), [("B", 1.0), (" B\n", 1.0), ("A", 0.0), ("B.", 0.0), ("", 0.0), ("<answer>B</answer>", 1.0)]
 )
-def test_only_the_exact_letter_counts(utils, said, score):
+def test_only_the_exact_letter_counts_tagged_or_not(utils, said, score):
     assert utils.process_results({"answer": "B"}, [said]) == {"accuracy": score}
 
 
