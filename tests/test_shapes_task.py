@@ -31,7 +31,7 @@ def test_documents_become_one_user_turn_with_the_clip_first(utils):
     text = turn["content"][1]["text"]
     assert "<think>" in text
     assert "<answer>" in text
-    assert all(f"\n{letter}. {option}\n" in text for letter, option in zip("ABCD", doc["options"], strict=True))
+    assert all(f"\n{letter}. {option}" in text for letter, option in zip("ABCD", doc["options"], strict=True))
     assert "<think>" not in utils.doc_to_text(doc, {"direct": True})
 
 
