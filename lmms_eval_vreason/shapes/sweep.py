@@ -148,9 +148,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--output", required=True, help="JSON Lines file: one line a setting")
     described.add_argument("--checkpoint", default=None, help="a folder; the packaged checkpoint if left out")
     described.add_argument("--questions", type=int, default=900, help="the first so many questions of the test split")
-    described.add_argument("--learning-rates", type=float, nargs="+", default=[0.003, 0.01, 0.03, 0.1])
+    described.add_argument("--learning-rates", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3])
     described.add_argument("--update-every", type=int, nargs="+", default=[2, 1, 4], help="the first for all policies")
-    described.add_argument("--batch-size", type=int, default=50)
+    described.add_argument("--batch-size", type=int, default=100)
     described.add_argument("--threads", type=int, default=1)
     return described
 
