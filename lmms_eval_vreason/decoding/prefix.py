@@ -1,0 +1,124 @@
+"""One prefill for the start that several prompts share: it is run once, and each prompt goes on from its cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt's start, prefilled. It is only read: every prompt that goes on from it has a cache of its own.
+
+    Attributes:
+        input_ids: (tokens,).
+        position_ids: (3, tokens), the multimodal rotary positions.
+        keys, values: One (1, kv_heads, tokens, head_dim) tensor a layer.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
+    """Runs a prompt's start, vision tower included. The model's ``rope_deltas`` stay as they were.
+
+    Args:
+        inputs: The processor's outputs for one unpadded prompt, (1, tokens), cut where text follows: after the end of
+            an image or video.
+    """
+    inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    position_ids, _ = model.model.get_rope_index(**inputs)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    model(**inputs, position_ids=position_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+    return Prefix(inputs["input_ids"][0], position_ids[:, 0], keys, values)
+
+
+def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """What a prefix of so many tokens takes."""
+    config = model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens * model.dtype.itemsize
+
+
+def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixes: Sequence[Tensor]) -> dict[str, Any]:
+    """Keyword arguments of ``generate`` for a batch of prompts that go on from their prefixes.
+
+    A row is [padding][prefix][padding][suffix], so that all suffixes begin in one column and the prefixes' caches end
+    there. Padding is masked, in the cache as well, and repeats the row's first token: what looks at the whole prompt (a
+    repetition penalty) sees no token that the prompt does not hold. Positions are those of the prompt without padding.
+
+    Args:
+        prefixes: One a prompt; None for a prompt that is all suffix. The same object for prompts that share it.
+        suffixes: (tokens,) each, at least one token, text only.
+
+    Returns:
+        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens) and past_key_values, which holds the
+        prefixes' columns.
+    """
+    if not all(len(suffix) for suffix in suffixes):
+        raise ValueError("a prompt ends with its shared prefix: at least one token must follow it")
+    longest = max(0 if prefix is None else prefix.tokens for prefix in prefixes)
+    width = longest + max(len(suffix) for suffix in suffixes)
+    device, batch = suffixes[0].device, len(suffixes)
+    input_ids = torch.stack([s[0] if p is None else p.input_ids[0] for p, s in zip(prefixes, suffixes, strict=True)])
+    input_ids = input_ids[:, None].repeat(1, width)
+    attention_mask = torch.zeros((batch, width), dtype=torch.long, device=device)
+    position_ids = torch.zeros((4, batch, width), dtype=torch.long, device=device)
+    for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
+        following = 0
+        if prefix is not None:
+            place = slice(longest - prefix.tokens, longest)
+            input_ids[row, place], attention_mask[row, place] = prefix.input_ids, 1
+            position_ids[1:, row, place] = prefix.position_ids
+            following = prefix.position_ids[:, -1:] + 1
+        place = slice(width - len(suffix), width)
+        input_ids[row, place], attention_mask[row, place] = suffix, 1
+        position_ids[1:, row, place] = torch.arange(len(suffix), device=device) + following
+    position_ids[0] = (attention_mask.cumsum(dim=1) - 1) * attention_mask
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": position_ids,
+        "past_key_values": _cache(model, prefixes, longest),
+    }
+
+
+def copy_cache(source: Cache, target: Cache) -> Cache:
+    """Writes what ``source`` holds into ``target``, an empty cache of any kind (a static one for compiled steps)."""
+    for index, layer in enumerate(source.layers):
+        if layer.get_seq_length():
+            target.update(layer.keys, layer.values, index)
+    return target
+
+
+def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: int) -> DynamicCache:
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    for index, layer in enumerate(cache.layers if longest else ()):
+        keys = _rows([None if prefix is None else prefix.keys[index] for prefix in prefixes], longest)
+        values = _rows([None if prefix is None else prefix.values[index] for prefix in prefixes], longest)
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+    return cache
+
+
+def _rows(states: Sequence[Tensor | None], longest: int) -> Tensor:
+    """(batch, kv_heads, longest, head_dim), padded on the left with zeros."""
+    first = next(state for state in states if state is not None)
+    if all(state is first for state in states):
+        # Not copied: a dynamic layer never writes into what it was given, it joins the suffix to it in a new tensor.
+        return first.expand(len(states), -1, -1, -1)
+    empty = first[:, :, :0]
+    rows = [empty if state is None else state for state in states]
+    return torch.cat([nn.functional.pad(row, (0, 0, longest - row.shape[2], 0)) for row in rows])
