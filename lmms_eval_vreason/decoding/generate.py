@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from lmms_eval_vreason.decoding.compiled import static_cache
 from lmms_eval_vreason.decoding.config import VReason
 from lmms_eval_vreason.decoding.loop import DecodingLoop
+from lmms_eval_vreason.decoding.prefix import copy_cache
 from lmms_eval_vreason.decoding.support import check_call, check_model
 from lmms_eval_vreason.decoding.trace import Trace
 
@@ -63,8 +64,10 @@ def generate(
         kwargs["streamer"] = streamer
     generation_config = copy.deepcopy(generation_config)
     _add_stop_strings(generation_config, tokenizer, kwargs)
-    if method.compile == "on" and kwargs.get("past_key_values") is None:
-        kwargs["past_key_values"] = static_cache(model, _longest(model, generation_config, kwargs))
+    given = kwargs.get("past_key_values")
+    if method.compile == "on" and not (given is not None and given.is_compileable):
+        cache = static_cache(model, _longest(model, generation_config, kwargs))
+        kwargs["past_key_values"] = cache if given is None else copy_cache(given, cache)
     with frozen(model):
         sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)

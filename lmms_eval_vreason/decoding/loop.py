@@ -60,7 +60,12 @@ class DecodingLoop:
         pad_token = generation_config._pad_token_tensor if _has_end_token(stopping_criteria) else None
         unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         lengths = torch.zeros_like(unfinished, dtype=torch.long)
+        started = time.perf_counter()
         logits, cache = self._prefill(model, input_ids, generation_config, model_kwargs, unfinished)
+        if logits.device.type == "cuda":
+            # Once, so that the prefill's time is its own and not the first step's.
+            torch.cuda.synchronize(logits.device)
+        self._recorder.seconds_prefill = time.perf_counter() - started
         if compiles(model, self.method, model_kwargs, generation_config):
             self._compiled_forward, self._compiled_due_step = compiled_steps(model, self.method, generation_config)
             if model_kwargs.get("attention_mask") is None:

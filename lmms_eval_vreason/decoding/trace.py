@@ -25,6 +25,7 @@ class Trace:
         updates: How many updates were made.
         peak_index: The token (from 0) at which the EMA was highest; -1 if nothing was generated.
         video_tokens: How many video tokens the controller acted on (after Lite's pruning).
+        seconds_prefill: Wall time of the batch's prefill, with pruning and the controllers' start.
         seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill.
         note: Why nothing was steered, or why it ended early; empty when all went well.
     """
@@ -39,6 +40,7 @@ class Trace:
     updates: int
     peak_index: int
     video_tokens: int
+    seconds_prefill: float
     seconds_ordinary: float
     seconds_due: float
     note: str
@@ -50,6 +52,7 @@ class TraceRecorder:
     def __init__(self) -> None:
         self._pending: list[Tensor] = []
         self._blocks: list[Tensor] = []
+        self.seconds_prefill = 0.0
         self.seconds_ordinary = 0.0
         self.seconds_due = 0.0
 
@@ -87,6 +90,7 @@ class TraceRecorder:
             updates=updates,
             peak_index=int(columns["ema"].argmax()) if len(table) else -1,
             video_tokens=video_tokens,
+            seconds_prefill=self.seconds_prefill,
             seconds_ordinary=self.seconds_ordinary,
             seconds_due=self.seconds_due,
             note=fault or ("" if updates else note),
