@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,28 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from lmms_eval_vreason.decoding import Trace, VReason
+from lmms_eval_vreason.inputs import check_context, process, render
 from lmms_eval_vreason.options import ThinkingOptions
+from lmms_eval_vreason.prefix import SharedPrefixes
 from lmms_eval_vreason.protocol import Budgets, cut_at, split_completion
 from lmms_eval_vreason.samples import Sample
-from lmms_eval_vreason.video import Frames
+from lmms_eval_vreason.stopwatch import Stopwatch, timed
 
 # lmms-eval's own Qwen classes give this much where a task names no budget.
 _DEFAULT_NEW_TOKENS = 128
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample's outcome. Tokens are counted without padding; ``seconds`` are its share of the batch."""
+    """One sample's outcome. Tokens are counted without padding; ``seconds`` are its share of the batch.
+
+    Attributes:
+        prefilled_tokens: Prompt tokens that ran through the model for this sample: all of them, or, where the prompt's
+            start is shared, those after it; the start's count for the sample that needed it first.
+        seconds: ``generate`` is the whole; of it, ``vision`` (the vision tower), ``prefill`` (the prompt's tokens),
+            ``ordinary`` and ``due`` (steps). A shared start's cost is borne by the batch that prefilled it.
+    """
 
     thinking: str
     answer: str
@@ -30,10 +40,32 @@ class Completion:
     input_tokens: int
     output_tokens: int
     thinking_tokens: int
+    prefilled_tokens: int
     tokens: list[str]
     trace: Trace
     seconds: dict[str, float]
     peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a batch has cost besides its steps: when it began, the vision tower's time, and its starts' prefill."""
+
+    started: float
+    vision: Stopwatch
+    starts_seconds: float
+    prefilled_tokens: list[int]
+
+    def shares(self, trace: Trace, batch: int) -> dict[str, float]:
+        """Each sample's share of the seconds; the trace is any of the batch's, which have its times in common."""
+        seconds = {
+            "generate": time.perf_counter() - self.started,
+            "vision": self.vision.seconds,
+            "prefill": self.starts_seconds + trace.seconds_prefill - self.vision.seconds,
+            "ordinary": trace.seconds_ordinary,
+            "due": trace.seconds_due,
+        }
+        return {name: value / batch for name, value in seconds.items()}
 
 
 class Generator:
@@ -42,6 +74,7 @@ class Generator:
     def __init__(self, model, processor, method: VReason, thinking: ThinkingOptions, device: torch.device) -> None:
         self.model, self.processor, self.method, self.thinking, self.device = model, processor, method, thinking, device
         self.tokenizer = processor.tokenizer
+        self.prefixes = SharedPrefixes(model, processor, device)
         tags = {"<think>", "</think>", "<answer>", "</answer>"}
         self._hidden_ids = {
             token for token in self.tokenizer.all_special_ids if self.tokenizer.convert_ids_to_tokens(token) not in tags
@@ -49,8 +82,20 @@ class Generator:
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, list) else [ends])
 
-    def prepare(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
-        """The processor's inputs for a batch, padded on the left, on the device.
+    def expect(self, samples: Sequence[Sample], shared_prefix: float) -> None:
+        """Says which samples are to be answered, so that questions on one video share its prefill.
+
+        Args:
+            shared_prefix: As in :class:`~lmms_eval_vreason.options.RunOptions`, GB. Called with no samples it frees
+                what is held.
+        """
+        self.prefixes.expect(samples, shared_prefix)
+
+    @torch.no_grad()
+    def generate(
+        self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason | None = None
+    ) -> list[Completion]:
+        """Answers a batch whose samples share their generation settings; ``method`` stands in for the generator's.
 
         Args:
             media: For each sample its read images and videos, in order.
@@ -58,72 +103,74 @@ class Generator:
         Raises:
             ValueError: A prompt that does not fit into the model's context with its budgets.
         """
-        texts = [
-            self.processor.apply_chat_template(sample.messages, tokenize=False, add_generation_prompt=True)
-            for sample in samples
-        ]
-        videos = [item for items in media for item in items if isinstance(item, Frames)]
-        images = [item for items in media for item in items if not isinstance(item, Frames)]
-        inputs = self.processor(
-            text=texts,
-            images=images or None,
-            videos=[video.pixels for video in videos] or None,
-            text_kwargs={"padding": True, "padding_side": "left"},
-            # Sampled and resized already: a second resize would change pixels and cost time.
-            images_kwargs={"do_resize": False},
-            videos_kwargs={
-                "do_resize": False,
-                "do_sample_frames": False,
-                "video_metadata": [video.metadata for video in videos] or None,
-            },
-            return_tensors="pt",
-        )
-        longest = inputs["input_ids"].shape[1]
-        context = self.model.config.text_config.max_position_embeddings
-        if longest >= context:
-            raise ValueError(
-                f"the prompt has {longest} tokens and the model's context {context}: lower max_num_frames or max_pixels"
-            )
-        return inputs.to(self.device)
-
-    @torch.no_grad()
-    def generate(
-        self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason | None = None
-    ) -> list[Completion]:
-        """Answers a batch whose samples share their generation settings; ``method`` stands in for the generator's."""
-        started = time.perf_counter()
-        inputs = self.prepare(samples, media)
-        settings = samples[0].settings
-        budgets, arguments = self._arguments(samples, inputs["input_ids"].shape[1])
+        method = method or self.method
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        result = (method or self.method).generate(
-            self.model, **inputs, **arguments, generators=self._generators(samples)
-        )
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        seconds = time.perf_counter() - started
-        completions = []
-        for row, trace in enumerate(result.traces):
-            start = inputs["input_ids"].shape[1]
-            ids = result.sequences[row, start : start + len(trace.entropy)].tolist()
-            completions.append(
-                self._completion(
-                    ids,
-                    row=row,
-                    budgets=budgets,
-                    until=settings.until,
-                    max_new_tokens=arguments["max_new_tokens"],
-                    input_tokens=int(inputs["attention_mask"][row].sum()),
-                    trace=trace,
-                    seconds={
-                        "generate": seconds / len(samples),
-                        "ordinary": trace.seconds_ordinary / len(samples),
-                        "due": trace.seconds_due / len(samples),
-                    },
-                    peak_memory_bytes=peak,
-                )
-            )
+        try:
+            completions = self._generate_shared(samples, media, method)
+            if completions is None:
+                completions = self._generate_ordinary(samples, media, method)
+        except _OUT_OF_MEMORY:
+            self.prefixes.drop()
+            raise
+        self.prefixes.answered(samples)
         return completions
+
+    def _generate_shared(
+        self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason
+    ) -> list[Completion] | None:
+        """From prefilled starts; None where the ordinary way is the better one, or the last one that may fit."""
+        started = time.perf_counter()
+        try:
+            with timed(self.model.model.visual, self.device) as vision:
+                shared = self.prefixes.inputs(samples, media)
+                if shared is None:
+                    return None
+                cost = _Cost(started, vision, shared.seconds, shared.prefilled_tokens)
+                return self._generate(samples, method, shared.arguments, cost)
+        except _OUT_OF_MEMORY:
+            if len(samples) > 1:
+                raise  # The caller tries again with fewer.
+        self.prefixes.drop()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _generate_ordinary(
+        self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason
+    ) -> list[Completion]:
+        started = time.perf_counter()
+        texts = [render(self.processor, sample) for sample in samples]
+        inputs = process(self.processor, texts, media)
+        check_context(self.model, inputs["attention_mask"])
+        with timed(self.model.model.visual, self.device) as vision:
+            cost = _Cost(started, vision, 0.0, inputs["attention_mask"].sum(dim=1).tolist())
+            return self._generate(samples, method, inputs.to(self.device), cost)
+
+    def _generate(
+        self, samples: Sequence[Sample], method: VReason, inputs: Mapping[str, Any], cost: "_Cost"
+    ) -> list[Completion]:
+        prompt_length = inputs["input_ids"].shape[1]
+        input_tokens = inputs["attention_mask"].sum(dim=1).tolist()
+        budgets, arguments = self._arguments(samples, prompt_length)
+        result = method.generate(self.model, **inputs, **arguments, generators=self._generators(samples))
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        seconds = cost.shares(result.traces[0], len(samples))
+        return [
+            self._completion(
+                result.sequences[row, prompt_length : prompt_length + len(trace.entropy)].tolist(),
+                row=row,
+                budgets=budgets,
+                until=samples[row].settings.until,
+                max_new_tokens=arguments["max_new_tokens"],
+                input_tokens=input_tokens[row],
+                prefilled_tokens=cost.prefilled_tokens[row],
+                trace=trace,
+                seconds=dict(seconds),
+                peak_memory_bytes=peak,
+            )
+            for row, trace in enumerate(result.traces)
+        ]
 
     def _arguments(self, samples: Sequence[Sample], prompt_length: int) -> tuple[Budgets | None, dict[str, Any]]:
         settings = samples[0].settings

@@ -9,6 +9,7 @@ from typing import Any
 
 from lmms_eval_vreason.decoding.config import VReason
 
+_SHARED_PREFIX = 4.0
 _ON = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
 
@@ -85,6 +86,15 @@ def _batch_size(name: str, value: Any) -> int:
     return _whole(1)(name, value)
 
 
+def _shared_prefix(name: str, value: Any) -> float:
+    words = {"off": 0.0, "false": 0.0, "auto": _SHARED_PREFIX, "on": _SHARED_PREFIX, "true": _SHARED_PREFIX}
+    given = words.get(str(value).strip().lower(), value)
+    try:
+        return _number(0, 1000)(name, given)
+    except ValueError as error:
+        raise ValueError(f"{error}, auto or off") from None
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The checkpoint and how it is loaded."""
@@ -125,13 +135,15 @@ class ThinkingOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The journal, and what happens to a sample that fails. ``max_error_rate`` is a share of the finished samples."""
+    """The journal, what happens to a sample that fails, and how much is kept between samples; none of it changes an
+    answer. ``max_error_rate`` is a share of the finished samples; ``shared_prefix`` is in GB (10⁹ bytes)."""
 
     journal: str | None = _option(None, parse=_optional(_text))
     resume: bool = _option(True, parse=_switch)
     on_error: str = _option("skip", parse=_choice("skip", "raise"))
     oom: str = _option("error", parse=_choice("error", "lite"))
     max_error_rate: float = _option(0.05, parse=_number(0, 1))
+    shared_prefix: float = _option(_SHARED_PREFIX, parse=_shared_prefix)
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,10 @@ class Run:
             samples = list(self._samples(requests, documents))
             self._keys = {sample.index: self._key(sample) for sample in samples}
             waiting = [sample for sample in samples if not self._take_from_journal(sample)]
+            self.generator.expect(waiting, self.options.run.shared_prefix)
             for batch in self._batches(sorted(waiting, key=_order)):
                 self._answer_batch(batch)
+            self.generator.expect((), 0)
         for line in self._failed[:_SHOWN_ERRORS]:
             logger.warning(line)
         if self._failed:
@@ -179,6 +181,7 @@ class Run:
                 "input": completion.input_tokens,
                 "output": completion.output_tokens,
                 "thinking": completion.thinking_tokens,
+                "prefilled": completion.prefilled_tokens,
             },
             "seconds": {"read": round(read_seconds, 6), **{k: round(v, 6) for k, v in completion.seconds.items()}},
             "peak_memory_bytes": completion.peak_memory_bytes,
