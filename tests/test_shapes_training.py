@@ -1,11 +1,13 @@
 """The training script's shortcuts against the plain model, and its resumption against an unbroken run."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from lmms_eval_vreason.shapes import train
-from lmms_eval_vreason.shapes.batches import video_batch
+from lmms_eval_vreason.shapes.batches import drill_batch, video_batch
 from lmms_eval_vreason.shapes.evaluate import prepare
 from lmms_eval_vreason.shapes.items import make_items
 from lmms_eval_vreason.shapes.render import sampled
@@ -23,26 +25,58 @@ def _run(folder, *more):
     return train.Run(train.parser().parse_args(["--output", str(folder), *SMALL, *more]))
 
 
-def test_shared_prefix_gives_the_plain_loss(tmp_path, small_sizes):
+@pytest.mark.parametrize("narrated", [False, True])
+def test_shared_prefix_gives_the_plain_loss(tmp_path, small_sizes, narrated):
     run = _run(tmp_path)
-    batch = video_batch(run.learner.layout, np.random.default_rng(3), clips=2, groups=2)
+    batch = video_batch(run.learner.layout, np.random.default_rng(3), clips=2, groups=2, narrated=narrated)
     total, count = 0.0, 0
+    gaps = []
     for segments in batch.groups:
-        for ids, labels, clip in zip(segments.ids, segments.labels, segments.clip.tolist(), strict=True):
+        for ids, labels, clip, gap in zip(
+            segments.ids, segments.labels, segments.clip.tolist(), segments.gap.tolist(), strict=True
+        ):
             prefix = run.learner.layout.prefix
             whole = torch.cat([prefix, ids])[None]
             wanted = torch.cat([torch.full_like(prefix, -100), labels])[None]
             patches = batch.pixel_values.view(2, -1, batch.pixel_values.shape[-1])[clip]
+            types, grid = (whole == run.model.config.video_token_id).int() * 2, batch.grid_thw[clip][None]
+            positions, _ = run.model.model.get_rope_index(
+                whole, mm_token_type_ids=types, video_grid_thw=grid, second_per_grid_ts=torch.ones(1)
+            )
+            positions[..., len(prefix) :] += gap
             logits = run.model(
                 input_ids=whole,
-                mm_token_type_ids=(whole == run.model.config.video_token_id).int() * 2,
+                mm_token_type_ids=types,
+                position_ids=positions,
                 pixel_values_videos=patches,
-                video_grid_thw=batch.grid_thw[clip][None],
+                video_grid_thw=grid,
                 second_per_grid_ts=torch.ones(1),
             ).logits
             flat = torch.nn.functional.cross_entropy(logits[0, :-1], wanted[0, 1:], reduction="sum")
             total, count = total + flat.item(), count + int((wanted[0, 1:] != -100).sum())
+            gaps.append(gap)
+    assert any(gaps) == narrated
     assert run.learner.video_loss(batch).item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_drill_asks_only_for_what_the_text_tells(tmp_path, small_sizes):
+    run = _run(tmp_path)
+    tokenizer = run.processor.tokenizer
+    segments = drill_batch(run.learner.layout, np.random.default_rng(0), 60, conclusions=True)
+    asked = {"look-ups": [], "conclusions": []}
+    for ids, labels in zip(segments.ids, segments.labels, strict=True):
+        words = [tokenizer.decode([label]).strip() for label in labels[labels != -100].tolist()]
+        asked["conclusions" if "So" in words else "look-ups"].append((words, tokenizer.decode(ids)))
+    assert len(asked["look-ups"]) == len(asked["conclusions"]) == 30
+    for words, text in asked["look-ups"]:
+        options = dict(re.findall(r"\n([A-D])\. (\w+)", text))
+        said = re.findall(r" (\w+) ([A-D])\b", text)
+        assert words == [letter for _, letter in said]
+        assert all(options[letter] == word for word, letter in said)
+    for words, text in asked["conclusions"]:
+        derived = words[: words.index("So") - 1]
+        assert "more times" in text or not derived
+        assert "more times" not in text or {"moves"} <= set(derived)
 
 
 def test_prefix_is_what_the_processor_makes(tmp_path, small_sizes):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmms_eval_vreason.shapes.questions import KINDS, Question, ask, prompt_text
+from lmms_eval_vreason.shapes.questions import KINDS, NOTES, Question, ask
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, LETTERS, NUMBERS, ROWS, SHAPES, words
 from lmms_eval_vreason.shapes.world import MOMENTS, RECIPES, SIDE, Scene, make_scene
@@ -16,18 +16,25 @@ _RECIPE_SHARES = (0.3, 0.25, 0.25, 0.2)  # move, race, order, vanish
 _DIRECT_SHARE = 0.08
 _PIXEL_NOISE = 4.0  # standard deviation in grey levels: about what H.264 adds
 _IGNORED = -100
+_NARRATED = 2  # how often a narration goes through all things
+_FARTHEST = 80  # positions between a clip and its narration, at most
+# What a note says that is read off the clip, and what follows from what it has read.
+_DERIVED = (*NUMBERS, "none", "stays", "moves")
+_READINGS = (*SHAPES, *ROWS, *COLUMNS, *_DERIVED, "gone")
 
 
 @dataclass(frozen=True)
 class Segments:
     """Token rows that follow a shared prefix, right-padded.
 
-    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 outside the response; ``clip`` gives each row's clip.
+    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` gives each row's
+    clip, ``gap`` how many positions lie between the prefix and the row.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     clip: torch.Tensor
+    gap: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,31 @@ class Layout:
         return asked + said, [_IGNORED] * len(asked) + said
 
 
-def _pad(rows: list[tuple[list[int], list[int]]], clips: list[int], pad: int) -> Segments:
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([labels + [_IGNORED] * (longest - len(labels)) for _, labels in rows])
-    return Segments(ids, labels, torch.tensor(clips))
+@dataclass(frozen=True)
+class _Row:
+    """One row before padding; see :class:`Segments`."""
+
+    ids: list[int]
+    labels: list[int]
+    clip: int = 0
+    gap: int = 0
 
 
-def questions_on(scene: Scene, recipe: str, rng: np.random.Generator) -> list[Question]:
-    """Three questions: first what the recipe is for, then what any scene can be asked."""
+def _pad(rows: Sequence[_Row], pad: int) -> Segments:
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows])
+    labels = torch.tensor([row.labels + [_IGNORED] * (longest - len(row.labels)) for row in rows])
+    return Segments(ids, labels, torch.tensor([row.clip for row in rows]), torch.tensor([row.gap for row in rows]))
+
+
+def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[Question]:
+    """At most ``most`` questions: first what the recipe is for, then what any scene can be asked."""
     allowed = [kind for kind, (_, recipes) in KINDS.items() if recipe in recipes]
     special = [kind for kind in allowed if len(KINDS[kind][1]) == 1]
     general = [kind for kind in allowed if kind not in special]
-    kinds = [*special, *rng.permutation(general * QUESTIONS_A_CLIP).tolist()]
+    kinds = [*special, *rng.permutation(general * most).tolist()]
     asked = (ask(scene, kind, rng) for kind in kinds)
-    return [question for question in asked if question is not None][:QUESTIONS_A_CLIP]
+    return [question for question in asked if question is not None][:most]
 
 
 # The words that tell video tokens apart, set by set.
@@ -104,29 +121,33 @@ def name_cells(scene: Scene) -> list[tuple[str, ...]]:
     return named
 
 
-def _letters(tokenizer) -> set[int]:
-    """The ids of the four letters with a space before them."""
-    return {ids[0] for ids in tokenizer([f" {letter}" for letter in LETTERS])["input_ids"]}
+def _ids(tokenizer, words_: Sequence[str]) -> set[int]:
+    """The ids of words with a space before them."""
+    return {ids[0] for ids in tokenizer([f" {word}" for word in words_])["input_ids"]}
 
 
-def _look_up_row(layout: Layout, rng: np.random.Generator, question: Question) -> tuple[list[int], list[int]]:
-    """A question's prompt, the first few of its reasons, then four times any option and its letter."""
-    notes = question.reasons.split(", ")
-    kept = ", ".join(notes[: rng.integers(len(notes) + 1)])
-    asked = rng.integers(len(LETTERS), size=4)
-    said = "".join(f". So it is {question.options[index]} {LETTERS[index]}" for index in asked)
-    ids, _ = layout.segment(question.prompt(), f"<think>{kept}{said}")
-    letters = _letters(layout.processor.tokenizer)
-    return ids, [token if token in letters else _IGNORED for token in ids]
+def _only(ids: list[int], wanted: set[int]) -> list[int]:
+    return [token if token in wanted else _IGNORED for token in ids]
 
 
-def video_batch(
-    layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3, look_ups: bool = False
-) -> Batch:
-    """A batch of ``clips`` training clips with three questions each, in ``groups`` of like length.
+def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int) -> _Row:
+    """Notes on all things of a clip, in random order and of random style; only what is read off the clip is learnt.
 
-    With ``look_ups`` every question comes a second time, to look up letters after its prompt.
+    A question's chain of thought reads the clip a few times; this does nothing else, so that reading is learnt sooner.
+    The gap puts it as far from the clip as a prompt would.
     """
+    tokenizer = layout.processor.tokenizer
+    styles = [note for note, suits in NOTES if suits(scene)]
+    notes = []
+    for _ in range(_NARRATED):
+        note = styles[rng.integers(len(styles))]
+        notes += [note(scene.things[index]) for index in rng.permutation(len(scene.things))]
+    ids = tokenizer(" " + ", ".join(notes))["input_ids"]
+    return _Row(ids, _only(ids, _ids(tokenizer, _READINGS)), clip, int(rng.integers(_FARTHEST)))
+
+
+def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3, narrated: bool) -> Batch:
+    """A batch of training clips, three questions or two and a narration each, in ``groups`` of like length."""
     frames, rows, names = [], [], []
     for clip in range(clips):
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
@@ -135,68 +156,58 @@ def video_batch(
         pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * _PIXEL_NOISE
         frames.append(sampled(pixels.clip(0, 255).astype(np.uint8)))
         names += name_cells(scene)
-        for question in questions_on(scene, recipe, rng):
+        for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP - narrated):
             direct = bool(rng.random() < _DIRECT_SHARE)
-            rows.append((clip, layout.segment(question.prompt(direct=direct), question.response(direct=direct))))
-            if look_ups:
-                rows.append((clip, _look_up_row(layout, rng, question)))
-    rows.sort(key=lambda row: len(row[1][0]))
+            ids, labels = layout.segment(question.prompt(direct=direct), question.response(direct=direct))
+            rows.append(_Row(ids, labels, clip))
+        if narrated:
+            rows.append(_narration(layout, rng, scene, clip))
+    rows.sort(key=lambda row: len(row.ids))
     size = -(-len(rows) // groups)
     tokenizer = layout.processor.tokenizer
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     videos = layout.encode_videos(frames)
     return Batch(
         videos["pixel_values_videos"],
         videos["video_grid_thw"],
-        [_pad([row for _, row in part], [clip for clip, _ in part], tokenizer.pad_token_id) for part in parts],
+        [_pad(rows[start : start + size], tokenizer.pad_token_id) for start in range(0, len(rows), size)],
         torch.tensor(tokenizer([" " + " ".join(named) for named in names])["input_ids"]),
     )
 
 
-_HEADS = [
-    *(f"What colour is the {shape}?" for shape in SHAPES),
-    *(f"What shape is the {colour} object?" for colour in COLOURS),
-    *(f"Which way does the {colour} object move?" for colour in COLOURS),
-    *(f"What colour is the object that {what}?" for what in ("moves", "disappears", "appears first", "appears last")),
-    "What colour is the object that moves more times?",
-    "How many objects are in the whole clip?",
-]
 _OPTION_WORDS = [*COLOURS, *SHAPES, *DIRECTIONS, *NUMBERS[1:5]]
+_OTHER_WORDS = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
 
 
-def _some(rng: np.random.Generator, most: int, *pools: Sequence[str]) -> str:
-    """Words out of ``pools``, each with a space before it: none to ``most``, every scale of length as often."""
-    length = int((most + 1) ** rng.random()) - int(rng.random() < 0.2)
-    chosen = (pools[index] for index in rng.integers(len(pools), size=length))
-    return "".join(f" {pool[rng.integers(len(pool))]}" for pool in chosen)
-
-
-def _look_ups(rng: np.random.Generator, vocabulary: list[str], others: list[str], filler: int, after: str) -> str:
-    """Words or a question, four options, words (the options' among them), then twice any option and its letter."""
+def _look_ups(tokenizer, rng: np.random.Generator, vocabulary: list[str]) -> _Row:
+    """Four lettered options, then twelve times one of them and its letter; only the letters are to be foretold."""
     options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
-    asked = rng.integers(len(LETTERS), size=2)
-    said = "".join(f". So it is {options[index]} {LETTERS[index]}" for index in asked)
-    between = _some(rng, filler, options, _OPTION_WORDS, others)
-    if rng.random() < 0.5:
-        head = _HEADS[rng.integers(len(_HEADS))]
-        return prompt_text(head, options, direct=False) + after + "<think>" + between + said
     marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
-    return _some(rng, filler, _OPTION_WORDS, others) + marked + "\n" + between + said
+    said = "".join(f" {options[index]} {LETTERS[index]}" for index in rng.integers(len(LETTERS), size=12))
+    ids = tokenizer(f"{marked}\n{said}")["input_ids"]
+    return _Row(ids, _only(ids, _ids(tokenizer, LETTERS)))
 
 
-def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, filler: int = 8) -> Segments:
-    """Text alone: look-ups of an option's letter, half of them among the world's options, half among any words.
+def _conclusion(layout: Layout, rng: np.random.Generator) -> _Row:
+    """A question with its chain of thought but no clip; only what follows from the notes is to be foretold."""
+    tokenizer, question = layout.processor.tokenizer, None
+    while question is None:
+        recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
+        scene = make_scene(rng, recipe, "train")
+        question = next(iter(questions_on(scene, recipe, rng, 1)), None)
+    ids, labels = layout.segment(question.prompt(), question.response())
+    end = ids.index(tokenizer(".")["input_ids"][0], next(at for at, label in enumerate(labels) if label != _IGNORED))
+    derived = _ids(tokenizer, _DERIVED) if question.kind == "more" else set()
+    return _Row(ids, [_IGNORED if at < end and ids[at] not in derived else label for at, label in enumerate(labels)])
 
-    Looking the letter up is what a tiny model learns last, after a long plateau, for it needs all parts of the way at
-    once. Many short rows of ever new options get over it soonest. Only the letters are to be foretold. At most
-    ``filler`` words stand before the options, and between them and the look-ups: what is learnt at a short distance is
-    carried to the next longer one.
+
+def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, conclusions: bool) -> Segments:
+    """Text alone: look-ups of an option's letter, half among the world's options, half among any words.
+
+    Looking the letter up is what a tiny model learns after a long plateau, for it needs all parts of the way at once.
+    Many look-ups in a short row get over it soonest. With ``conclusions`` half the rows are questions whose notes are
+    given, to be concluded from.
     """
     tokenizer = layout.processor.tokenizer
-    others = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
-    texts = [
-        _look_ups(rng, others if row % 2 else _OPTION_WORDS, others, filler, layout.after_prompt) for row in range(rows)
-    ]
-    letters = _letters(tokenizer)
-    segments = [(ids, [i if i in letters else _IGNORED for i in ids]) for ids in tokenizer(texts)["input_ids"]]
-    return _pad(segments, [0] * rows, tokenizer.pad_token_id)
+    drilled = rows // 2 if conclusions else rows
+    parts = [_look_ups(tokenizer, rng, _OTHER_WORDS if row % 2 else _OPTION_WORDS) for row in range(drilled)]
+    return _pad([*parts, *(_conclusion(layout, rng) for _ in range(rows - drilled))], tokenizer.pad_token_id)

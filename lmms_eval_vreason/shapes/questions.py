@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -86,8 +87,26 @@ def _from_to(thing: Thing) -> str:
 
 
 def _path(thing: Thing) -> str:
-    cells = " ".join(cell_name(cell) for cell in thing.cells)
-    return f"{thing.name} {cells} moves {('zero', *NUMBERS)[thing.hops]}"
+    """Every cell, whether that was a move, and how many moves there were."""
+    steps = (f"{cell_name(b)} {'stays' if a == b else 'moves'}" for a, b in pairwise(thing.cells))
+    return f"{thing.name} {cell_name(thing.cells[0])} {' '.join(steps)} {('none', *NUMBERS)[thing.hops]}"
+
+
+def _moment(thing: Thing) -> str:
+    return f"{thing.name} at {NUMBERS[thing.appears]}"
+
+
+def _fate(thing: Thing) -> str:
+    return f"{thing.name} {'gone' if thing.disappears else 'stays'}"
+
+
+# How a thing can be noted, and the scenes whose every thing can be noted so.
+NOTES: tuple[tuple[Callable[[Thing], str], Callable[[Scene], bool]], ...] = (
+    (_from_to, lambda scene: True),
+    (_path, lambda scene: all(None not in thing.cells for thing in scene.things)),
+    (_moment, lambda scene: True),
+    (_fate, lambda scene: True),
+)
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
@@ -125,13 +144,12 @@ def _appears(scene: Scene, rng: np.random.Generator, which: str) -> _Draft | Non
         return None
     wanted = min(moments) if which == "first" else max(moments)
     chosen = [thing for thing in scene.things if thing.appears == wanted]
-    return _which(scene, f"appears {which}", chosen, lambda thing: f"{thing.name} at {NUMBERS[thing.appears]}")
+    return _which(scene, f"appears {which}", chosen, _moment)
 
 
 def _disappears(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     gone = [thing for thing in scene.things if thing.disappears]
-    notes = lambda thing: f"{thing.name} {'gone' if thing.disappears else 'stays'}"  # noqa: E731
-    return _which(scene, "disappears", gone, notes)
+    return _which(scene, "disappears", gone, _fate)
 
 
 # kind: (how it is asked, the recipes whose scenes can be asked it)
