@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +39,17 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a video file says of itself; frames and their rate (a second) may be 0 where it does not."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Frames:
     """A read video: ``pixels`` (frames, 3, height, width) float32 in 0..255 at the size the model takes."""
 
@@ -67,7 +77,7 @@ def probe(media: Media) -> Clip:
     return cut(path, total, fps, media.start, media.end)
 
 
-def check_bounds(path: str) -> None:
+def check_bounds(path: str) -> Header:
     """Reads a video's header and refuses what no benchmark holds, before a frame is decoded.
 
     Raises:
@@ -78,17 +88,22 @@ def check_bounds(path: str) -> None:
     try:
         with av.open(path) as container:
             streams = container.streams.video
-            codec = streams[0].codec_context if streams else None
-            size = None if codec is None else (codec.width, codec.height)
-            hours = (container.duration or 0) / av.time_base / 3600
+            seconds = (container.duration or 0) / av.time_base
+            header = None
+            if streams:
+                codec, rate = streams[0].codec_context, float(streams[0].average_rate or 0)
+                header = Header(codec.width, codec.height, streams[0].frames or int(seconds * rate), rate, seconds)
     except Exception as error:  # av raises types of its own for each way a file can be broken.
         raise MediaError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
-    if size is None:
+    if header is None:
         raise MediaError(f"{path}: holds no video frames")
-    if size[0] * size[1] > MAX_SOURCE_PIXELS:
-        raise MediaError(f"{path}: its {size[0]} x {size[1]} pixels a frame are over the bound of {MAX_SOURCE_PIXELS}")
-    if hours > MAX_HOURS:
+    if header.width * header.height > MAX_SOURCE_PIXELS:
+        raise MediaError(
+            f"{path}: its {header.width} x {header.height} pixels a frame are over the bound of {MAX_SOURCE_PIXELS}"
+        )
+    if (hours := header.seconds / 3600) > MAX_HOURS:
         raise MediaError(f"{path}: its {hours:.1f} hours are over the bound of {MAX_HOURS}")
+    return header
 
 
 def cut(path: str, total: int, fps: float, start: float | None, end: float | None) -> Clip:
@@ -177,11 +192,19 @@ def local_path(media: Media) -> str:
     return path
 
 
-def read_ahead(keys: Iterable[Key], read: Callable[[Key], Value], depth: int) -> Iterator[tuple[Key, Future[Value]]]:
-    """(key, finished future) in the order of ``keys``, while up to ``depth`` further keys are read in the background.
+def read_ahead(
+    keys: Iterable[Key],
+    read: Callable[[Key], Value],
+    depth: int,
+    at_least: Callable[[], int] = lambda: 0,
+) -> Iterator[tuple[Key, Future[Value]]]:
+    """(key, finished future) in the order of ``keys``, while further ones are read in the background.
 
     Neighbouring equal keys are read once. An exception of ``read`` stays in its future, so it reaches its own key.
-    ``depth`` 0 reads only when asked.
+
+    Args:
+        depth: How many different further keys are read ahead; 0 reads only when asked.
+        at_least: How many further keys have to be among them (unless ``depth`` is 0): the next batch's.
     """
     keys = iter(keys)
     ahead: deque[tuple[Key, Future[Value]]] = deque()
@@ -189,7 +212,11 @@ def read_ahead(keys: Iterable[Key], read: Callable[[Key], Value], depth: int) ->
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
         try:
             while True:
-                for key in islice(keys, depth + 1 - len(ahead)):
+                while not ahead or (depth and (_readings(ahead) <= depth or len(ahead) <= at_least())):
+                    try:
+                        key = next(keys)
+                    except StopIteration:
+                        break
                     same = newest is not None and newest[0] == key
                     newest = (key, newest[1] if same else pool.submit(read, key))
                     ahead.append(newest)
@@ -201,6 +228,10 @@ def read_ahead(keys: Iterable[Key], read: Callable[[Key], Value], depth: int) ->
         finally:
             for _, future in ahead:
                 future.cancel()
+
+
+def _readings(ahead: Iterable[tuple[Key, Future[Value]]]) -> int:
+    return len({id(future) for _, future in ahead})
 
 
 def _given_frames(frames: Sequence[Any], element: dict[str, Any], options: VideoOptions) -> Frames:
