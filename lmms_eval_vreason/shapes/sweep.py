@@ -27,7 +27,10 @@ POLICIES = ("switch", "minimize", "maximize", "random")
 
 @dataclass(frozen=True)
 class Answers:
-    """One setting's answers: ``right`` and ``changed`` hold 0 or 1 a question, the rest are means over questions."""
+    """One setting's answers: ``right`` holds 0 or 1 a question, the figures are means over questions.
+
+    ``shift`` is ‖ΔV‖/‖V‖ at a question's last token: it says how far the values went whatever their scale is.
+    """
 
     setting: dict
     questions: int
@@ -36,6 +39,7 @@ class Answers:
     tokens: float
     entropy: float
     updates: float
+    shift: float
     seconds: float
 
 
@@ -84,6 +88,7 @@ def answer(model, processor, items: list[Item], method: VReason, batch_size: int
         tokens=float(np.mean([len(trace.entropy) for trace in traces])),
         entropy=float(np.mean([trace.entropy.mean() for trace in traces])),
         updates=float(np.mean([trace.updates for trace in traces])),
+        shift=float(np.mean([trace.shift[-1] for trace in traces])),
         seconds=time.perf_counter() - started,
     )
 
@@ -99,10 +104,12 @@ def table(found: list[Answers]) -> str:
     base = next(answers for answers in found if answers.setting == describe(BASE))
     share = np.mean(base.right)
     error = 100 * np.sqrt(share * (1 - share) / (base.questions - 1))
+    heads = "policy", "learning rate", "every", "accuracy", "paired difference", "changed"
+    heads += "tokens", "entropy", "updates", "shift"
     lines = [
-        "| policy | learning rate | every | accuracy | paired difference | changed | tokens | entropy | updates |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        f"| off (base) | | | {100 * share:.1f} ± {error:.1f} | | | {base.tokens:.1f} | {base.entropy:.3f} | 0 |",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
+        f"| off (base) | | | {100 * share:.1f} ± {error:.1f} | | | {base.tokens:.1f} | {base.entropy:.3f} | 0 | 0 |",
     ]
     for answers in found:
         if answers is base:
@@ -113,7 +120,8 @@ def table(found: list[Answers]) -> str:
         lines.append(
             f"| {setting['policy']} | {setting['learning_rate']:g} | {setting['update_every']} "
             f"| {100 * np.mean(answers.right):.1f} | {mean:+.1f} ± {error:.1f} | {100 * changed:.1f}% "
-            f"| {answers.tokens:.1f} | {answers.entropy:.3f} | {answers.updates:.1f} |"
+            f"| {answers.tokens:.1f} | {answers.entropy:.3f} | {answers.updates:.1f} "
+            f"| {answers.shift:.3f} |"
         )
     return "\n".join(lines)
 
