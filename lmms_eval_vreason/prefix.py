@@ -71,7 +71,14 @@ class SharedPrefixes:
         """
         self.drop()
         self._bound = gigabytes * 1e9
-        counts = Counter(key for key, _, _ in map(self._split, samples) if key is not None)
+        counts: Counter[Key] = Counter()
+        for sample in samples:
+            try:
+                key, _, _ = self._split(sample)
+            except Exception:  # What a chat template refuses is its sample's own fault, and met when that is answered.
+                continue
+            if key is not None:
+                counts[key] += 1
         self._waiting = Counter({key: count for key, count in counts.items() if count > 1})
 
     def drop(self) -> None:
