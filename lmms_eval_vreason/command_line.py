@@ -32,6 +32,12 @@ def output_folder() -> Path | None:
     return None
 
 
+def has_response_cache() -> bool:
+    """Whether this process is lmms-eval's command with ``--use_cache``: it may then hand a process no requests at all,
+    without a call, so that others must not wait for it."""
+    return runs_as_command() and any(word.partition("=")[0] == "--use_cache" for word in sys.argv)
+
+
 @contextmanager
 def exit_on_failure() -> Iterator[None]:
     """Within lmms-eval's command, ends the process with code 1 and one line where an exception would be swallowed.

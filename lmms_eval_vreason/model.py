@@ -13,7 +13,8 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 
 from lmms_eval_vreason import __version__
-from lmms_eval_vreason.command_line import exit_on_failure, output_folder, terminable
+from lmms_eval_vreason.batch_size import BatchSize, memory_of
+from lmms_eval_vreason.command_line import exit_on_failure, has_response_cache, output_folder, terminable
 from lmms_eval_vreason.generation import Generator
 from lmms_eval_vreason.journal import FOLDER, Journal, digest
 from lmms_eval_vreason.loading import (
@@ -29,6 +30,7 @@ from lmms_eval_vreason.options import Options, parse_options
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.report.summary import steering_line, steering_warning
 from lmms_eval_vreason.run import Run
+from lmms_eval_vreason.spread import Team
 
 
 class Qwen2_5_VL_VReason(lmms):
@@ -55,7 +57,8 @@ class Qwen2_5_VL_VReason(lmms):
             self._journal = self._open_journal()
             self._model = load_model(checkpoint, self.options.model, self.device)
             self.processor = load_processor(checkpoint)
-        self.batch_size_per_gpu = self.options.model.batch_size
+            asked = self.options.model
+            self._batch_size = BatchSize(asked.batch_size, asked.max_batch_size, memory_of(self._model))
 
     @property
     def tokenizer(self):
@@ -63,10 +66,18 @@ class Qwen2_5_VL_VReason(lmms):
 
     @property
     def batch_size(self) -> int:
-        return self.batch_size_per_gpu
+        return self._batch_size.now
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """What lmms-eval notes in its results: with ``auto`` the largest size that has worked."""
+        return {"generate_until": self._batch_size.found or self._batch_size.now}
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers all requests, in their order; a finished one is in the journal before the next begins."""
+        """Answers all requests, in their order; a finished one is in the journal before the next begins.
+
+        Of several processes each has to call it: they share the work, whoever's requests it is.
+        """
         with exit_on_failure():
             return self._generate_until(requests)
 
@@ -78,24 +89,40 @@ class Qwen2_5_VL_VReason(lmms):
 
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
-        run = Run(generator, self.options, self._journal, self._run_settings, show=self._rank == 0)
+        run = Run(generator, self.options, self._journal, self._run_settings, self._batch_size, self._team())
         try:
             with terminable():
                 run.answer(requests, self.task_dict)
         except BaseException:
             self._say_how_to_go_on(run)
             raise
-        logger.info(steering_line(run.records.values()))
-        if self.options.method.policy != "off" and (warning := steering_warning(run.records.values())):
+        run.team.close()
+        if run.team.rank == 0:
+            self._sum_up(run)
+        return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]
+
+    def _team(self) -> Team:
+        if self._world_size == 1 or has_response_cache():
+            return Team.alone()
+        return Team.connect(self._rank, self._world_size)
+
+    def _sum_up(self, run: Run) -> None:
+        for line in run.failures():
+            logger.warning(line)
+        if self._batch_size.auto and self._batch_size.found:
+            logger.info(f"Batch size auto: up to {self._batch_size.found} samples were decoded together")
+        if run.padding.padded:
+            logger.info(f"Padding: {run.padding.share:.1%} of the prompts' tokens")
+        logger.info(steering_line(run.everybody))
+        if self.options.method.policy != "off" and (warning := steering_warning(run.everybody)):
             logger.warning(warning)
         if self._journal is not None:
             logger.info(f"Journal (thinking, traces, timings and errors of every sample): {self._journal.folder}")
-        return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]
 
     def _say_how_to_go_on(self, run: Run) -> None:
         if self._journal is not None:
             print(
-                f"qwen2_5_vl_vreason: stopped; {len(run.records)} finished samples are in {self._journal.folder}. "
+                f"qwen2_5_vl_vreason: stopped; {run.finished} finished samples are in {self._journal.folder}. "
                 "Run the same command again to go on from there",
                 file=sys.stderr,
             )

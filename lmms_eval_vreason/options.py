@@ -82,8 +82,14 @@ def _text_or_file(name: str, value: Any) -> str:
     return text.replace("\\n", "\n")
 
 
-def _batch_size(name: str, value: Any) -> int:
-    return _whole(1)(name, value)
+def _batch_size(name: str, value: Any) -> int | str:
+    # lmms-eval's command also knows `auto:N`, to look for the size N times; ours never stops looking.
+    if isinstance(value, str) and value.partition(":")[0] == "auto":
+        return "auto"
+    try:
+        return _whole(1)(name, value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
 
 
 def _shared_prefix(name: str, value: Any) -> float:
@@ -107,7 +113,8 @@ class ModelOptions:
     attn_implementation: str | None = _option(
         None, parse=_optional(_choice("sdpa", "eager", "flash_attention_2", "flash_attention_3"))
     )
-    batch_size: int = _option(1, parse=_batch_size)
+    batch_size: int | str = _option(1, parse=_batch_size)
+    max_batch_size: int | None = _option(None, parse=_optional(_whole(1)))
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,6 @@ def parse_options(arguments: Mapping[str, Any]) -> Options:
     Raises:
         ValueError: One line that names the argument, what was given and what is allowed.
     """
-    arguments = {name: value for name, value in arguments.items() if name != "max_batch_size"}
     unknown = [name for name in arguments if name not in argument_names()]
     if unknown:
         raise ValueError(_unknown(unknown[0]))

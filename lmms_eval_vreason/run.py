@@ -1,25 +1,27 @@
 """One call of ``generate_until``: requests in lmms-eval's order → finished samples, one by one, in a good order.
 
-Finished samples come from the journal; the rest is put in an order that keeps questions on one video together, read
-ahead, batched, answered, and written down one by one. A fault of one sample stays with it.
+Finished samples come from the journal; the rest is shared out among the processes, put in an order that keeps questions
+on one video together, read ahead, batched, answered, and written down one by one. A fault of one sample stays with it.
 """
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, tee
 from typing import Any
 
-import torch
 from lmms_eval.api.instance import Instance
-from loguru import logger
 from tqdm import tqdm
 
+from lmms_eval_vreason.batch_size import BatchSize, is_out_of_memory, release
+from lmms_eval_vreason.batching import Padding, grouped, prompt_lengths
 from lmms_eval_vreason.generation import Completion, Generator
-from lmms_eval_vreason.journal import Journal, digest, file_identity, trace_record
+from lmms_eval_vreason.journal import Journal, digest
 from lmms_eval_vreason.options import Options
 from lmms_eval_vreason.protocol import joined
+from lmms_eval_vreason.records import Waiting, failed_record, failure, finished_record, sample_key, summary
 from lmms_eval_vreason.samples import Media, Sample, build_sample, is_padding, repeats
+from lmms_eval_vreason.spread import PeerStopped, Team
 from lmms_eval_vreason.video import read_ahead, read_media
 
 _SHOWN_ERRORS = 10
@@ -28,61 +30,81 @@ _LITE = {"prune_ratio": 0.5}
 
 # Read media of one sample, and the seconds it took.
 Reading = tuple[list[Any], float]
+Batch = list[tuple[Waiting, Reading]]
 
 
 class TooManyErrors(RuntimeError):
-    """More samples have failed than ``max_error_rate`` allows."""
+    """More samples have failed, over all processes, than ``max_error_rate`` allows."""
 
 
 class Run:
-    """Answers a list of requests.
+    """Answers a list of requests, together with the other processes of its team.
 
     Attributes:
-        records: Index of a request → its journal record (made also where nothing is journaled).
+        records: Index of a request → its journal record (made also where nothing is journaled); what another process
+            has answered is without prompt, thinking and the trace's tokens.
+        everybody: The records of all processes' requests, once :meth:`answer` is through.
+        padding: Over the batches of this process.
     """
 
     def __init__(
-        self, generator: Generator, options: Options, journal: Journal | None, settings: Mapping[str, Any], show: bool
+        self,
+        generator: Generator,
+        options: Options,
+        journal: Journal | None,
+        settings: Mapping[str, Any],
+        size: BatchSize,
+        team: Team,
     ) -> None:
-        """Args: ``settings``, what besides a sample itself changes its answer; ``show``, whether to draw progress."""
-        self.generator, self.options, self.journal = generator, options, journal
+        """Args: ``settings``, what besides a sample itself changes its answer."""
+        self.generator, self.options, self.journal, self.size, self.team = generator, options, journal, size, team
         self.settings_digest = digest(dict(settings))
-        self.show = show
         self.records: dict[int, dict[str, Any]] = {}
-        self._failed: list[str] = []
-        self._tokens = 0
+        self.everybody: list[dict[str, Any]] = []
+        self.padding = Padding()
+        self._for_others: list[tuple[int, int, dict[str, Any]]] = []
+        self._unbuilt: list[tuple[int, dict[str, Any], Exception]] = []
 
     def answer(self, requests: Sequence[Instance], documents: Mapping[str, Any]) -> None:
-        """Fills ``records`` for all requests but padding.
+        """Fills ``records`` for all requests but padding. Every process of the team has to call it.
 
         Args:
             documents: lmms-eval's ``task_dict``: task → split → the documents.
 
         Raises:
             TooManyErrors: More than ``max_error_rate`` of the samples failed (one failure is always borne).
+            PeerStopped: Another process has failed or is gone.
         """
-        self._total = sum(not is_padding(request) for request in requests)
-        with tqdm(total=self._total, desc="V-Reason", unit="sample", disable=not self.show) as self._bar:
-            samples = list(self._samples(requests, documents))
-            self._keys = {sample.index: self._key(sample) for sample in samples}
-            waiting = [sample for sample in samples if not self._take_from_journal(sample)]
-            self.generator.expect(waiting, self.options.run.shared_prefix)
-            for batch in self._batches(sorted(waiting, key=_order)):
-                self._answer_batch(batch)
-            self.generator.expect((), 0)
-        for line in self._failed[:_SHOWN_ERRORS]:
-            logger.warning(line)
-        if self._failed:
-            logger.warning(f"{len(self._failed)} of {self._total} samples failed and count as unanswered")
+        try:
+            own = [w for sample in self._samples(requests, documents) if (w := self._waiting(sample)) is not None]
+            with_us, shared = self._share_out(own)
+            with self._bar:
+                for index, head, error in self._unbuilt:
+                    self._fail(self.team.rank, index, head, error)
+                self.generator.expect([w.sample for group in (*with_us, *shared) for w in group], self._shared_prefix)
+                for batch in self._batches(chain(chain.from_iterable(with_us), self.team.candidates(shared))):
+                    self._answer_batch(batch)
+                self.generator.expect((), 0)
+                self._collect()
+        except BaseException as error:
+            if not isinstance(error, PeerStopped):
+                self.team.stop(f"{type(error).__name__}: {error}")
+            raise
 
     def text(self, index: int) -> str:
         """What lmms-eval gets for a request; nothing for padding, whose answer nobody reads."""
         record = self.records.get(index)
         return "" if record is None else record["text"]
 
+    @property
+    def finished(self) -> int:
+        """How many samples this process has come to the end of."""
+        return len(self.records) + len(self._for_others)
+
     def _samples(self, requests: Sequence[Instance], documents: Mapping[str, Any]) -> Iterator[Sample]:
         thinking = self.options.thinking
         special = [t for t in self.generator.tokenizer.all_special_tokens if t.startswith("<|")]
+        self._own_total = sum(not is_padding(request) for request in requests)
         for index, (request, repeat) in enumerate(zip(requests, repeats(requests), strict=True)):
             if is_padding(request):
                 continue
@@ -99,36 +121,57 @@ class Run:
                     special_tokens=special,
                 )
             except Exception as error:  # A task's own code builds the prompt: anything can come out of it.
-                who = {"task": task, "split": split, "doc_id": doc_id, "repeat": repeat}
-                self._fail(index, who, f"{task} doc {doc_id}", error)
+                head = {"task": task, "split": split, "doc_id": doc_id, "repeat": repeat}
+                self._unbuilt.append((index, {**head, "key": digest([self.settings_digest, head])}, error))
 
-    def _key(self, sample: Sample) -> str:
-        who = (sample.task, sample.split, sample.doc_id, sample.repeat)
-        media = [_media_identity(item) for item in sample.media]
-        return digest([self.settings_digest, who, sample.prompt_digest, media, asdict(sample.settings)])
-
-    def _take_from_journal(self, sample: Sample) -> bool:
-        record = self.journal.finished.get(self._keys[sample.index]) if self.journal is not None else None
+    def _waiting(self, sample: Sample) -> Waiting | None:
+        """The sample as it waits to be answered; None if the journal has its answer."""
+        key = sample_key(sample, self.settings_digest)
+        record = self.journal.finished.get(key) if self.journal is not None else None
         if record is None:
-            return False
+            return Waiting(sample, key, self.team.rank)
         text = joined(record["thinking"], record["answer"], self.options.thinking.return_thinking)
         self.records[sample.index] = {**record, "text": text}
-        self._bar.update()
-        return True
+        return None
 
-    def _batches(self, samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, Reading]]]:
-        """Neighbours with the same settings, at most ``batch_size``, with their media read."""
-        batch: list[tuple[Sample, Reading]] = []
-        readings = read_ahead((s.media for s in samples), self._read, self.options.video.read_ahead)
-        for sample, (_, reading) in zip(samples, readings, strict=True):
-            full = len(batch) == self.options.model.batch_size
-            if batch and (full or batch[0][0].settings != sample.settings):
+    def _share_out(self, own: list[Waiting]) -> tuple[list[list[Waiting]], list[list[Waiting]]]:
+        """(groups that only this process can answer, groups of all processes), and the bar over all samples."""
+        if self.team.size > 1 or self.options.model.batch_size != 1:
+            # Only there does it matter, and it opens every file.
+            lengths = prompt_lengths([w.sample for w in own], self.options.video)
+            own = [replace(w, length=length) for w, length in zip(own, lengths, strict=True)]
+        # What a task holds in memory stays where it is.
+        small = [w for w in own if all(item.is_path for item in w.sample.media)]
+        large = [w for w in own if not all(item.is_path for item in w.sample.media)]
+        shares = self.team.gather((self._own_total, len(self.records), small))
+        self._total, resumed = sum(share[0] for share in shares), sum(share[1] for share in shares)
+        self._bar = tqdm(
+            total=self._total, initial=resumed, desc="V-Reason", unit="sample", disable=self.team.rank != 0
+        )
+        self._resumed = resumed
+        return grouped(large), grouped(chain.from_iterable(share[2] for share in shares))
+
+    @property
+    def _shared_prefix(self) -> float:
+        return self.options.run.shared_prefix
+
+    def _batches(self, candidates: Iterable[Waiting]) -> Iterator[Batch]:
+        """Neighbours with the same settings, as many as fit, taken by this process and with their media read."""
+        batch: Batch = []
+        candidates, ahead = tee(candidates)
+        readings = read_ahead(
+            (w.sample.media for w in ahead), self._read, self.options.video.read_ahead, lambda: self.size.now
+        )
+        for waiting, (_, reading) in zip(candidates, readings, strict=True):
+            if batch and (len(batch) >= self.size.now or batch[0][0].sample.settings != waiting.sample.settings):
                 yield batch
                 batch = []
+            if not self.team.take(waiting):
+                continue
             if (error := reading.exception()) is not None:
-                self._fail(sample.index, _who(sample), sample.name, error, sample)
+                self._fail(waiting.owner, waiting.sample.index, waiting, error)
             else:
-                batch.append((sample, reading.result()))
+                batch.append((waiting, reading.result()))
         if batch:
             yield batch
 
@@ -136,18 +179,22 @@ class Run:
         started = time.perf_counter()
         return read_media(media, self.options.video), time.perf_counter() - started
 
-    def _answer_batch(self, batch: list[tuple[Sample, Reading]]) -> None:
+    def _answer_batch(self, batch: Batch) -> None:
         """Answers a batch; when it fails, its halves, down to the one sample whose fault it is."""
+        self.size.start()
         try:
-            completions = self.generator.generate([s for s, _ in batch], [media for _, (media, _) in batch])
+            completions = self.generator.generate([w.sample for w, _ in batch], [media for _, (media, _) in batch])
         except Exception as error:
             fault = error
         else:
-            for (sample, (_, seconds)), completion in zip(batch, completions, strict=True):
-                self._finish(sample, completion, seconds)
+            self.size.worked(len(batch))
+            self.padding.add([completion.input_tokens for completion in completions])
+            for (waiting, (_, seconds)), completion in zip(batch, completions, strict=True):
+                self._finish(waiting, completion, seconds)
             return
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release(fault)
+        if is_out_of_memory(fault):
+            self.size.ran_out(len(batch))
         if len(batch) == 1:
             self._answer_failed(*batch[0], fault)
             return
@@ -155,96 +202,77 @@ class Run:
         self._answer_batch(batch[:half])
         self._answer_batch(batch[half:])
 
-    def _answer_failed(self, sample: Sample, reading: Reading, fault: Exception) -> None:
+    def _answer_failed(self, waiting: Waiting, reading: Reading, fault: Exception) -> None:
         """The last word on a sample that failed alone: once more with Lite if memory was short and the user asked."""
-        out_of_memory = isinstance(fault, torch.OutOfMemoryError | MemoryError)
-        if out_of_memory and self.options.run.oom == "lite" and not self.options.method.prune_ratio:
+        if is_out_of_memory(fault) and self.options.run.oom == "lite" and not self.options.method.prune_ratio:
             media, seconds = reading
             try:
-                (completion,) = self.generator.generate([sample], [media], replace(self.options.method, **_LITE))
+                (completion,) = self.generator.generate(
+                    [waiting.sample], [media], replace(self.options.method, **_LITE)
+                )
             except Exception as error:
                 fault = error
             else:
-                self._finish(sample, completion, seconds, remark="out of memory: answered with prune_ratio=0.5")
+                self._finish(waiting, completion, seconds, remark="out of memory: answered with prune_ratio=0.5")
                 return
-        self._fail(sample.index, _who(sample), sample.name, fault, sample)
+        self._fail(waiting.owner, waiting.sample.index, waiting, fault)
 
-    def _finish(self, sample: Sample, completion: Completion, read_seconds: float, remark: str = "") -> None:
-        record = {
-            **self._head(sample),
-            "thinking": completion.thinking,
-            "answer": completion.answer,
-            "text": joined(completion.thinking, completion.answer, self.options.thinking.return_thinking),
-            "thinking_cut": completion.thinking_cut,
-            "answer_cut": completion.answer_cut,
-            "tokens": {
-                "input": completion.input_tokens,
-                "output": completion.output_tokens,
-                "thinking": completion.thinking_tokens,
-                "prefilled": completion.prefilled_tokens,
-            },
-            "seconds": {"read": round(read_seconds, 6), **{k: round(v, 6) for k, v in completion.seconds.items()}},
-            "peak_memory_bytes": completion.peak_memory_bytes,
-            "trace": trace_record(completion.trace, completion.tokens),
-            "remark": remark,
-            "error": None,
-        }
-        self._store(sample.index, record)
+    def _finish(self, waiting: Waiting, completion: Completion, read_seconds: float, remark: str = "") -> None:
+        thinking = self.options.thinking.return_thinking
+        record = finished_record(
+            waiting, completion, return_thinking=thinking, read_seconds=read_seconds, remark=remark
+        )
+        self._store(waiting.owner, waiting.sample.index, record)
 
-    def _fail(
-        self, index: int, who: dict[str, Any], name: str, error: BaseException, sample: Sample | None = None
-    ) -> None:
+    def _fail(self, owner: int, index: int, head: Waiting | dict[str, Any], error: BaseException) -> None:
         if self.options.run.on_error == "raise":
             raise error
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._failed.append(f"{name}: {message}")
-        head = self._head(sample) if sample is not None else {**who, "key": digest([self.settings_digest, who])}
-        empty = {"thinking": "", "answer": "", "text": "", "thinking_cut": False, "answer_cut": False}
-        counts = {"tokens": {"input": 0, "output": 0, "thinking": 0}, "seconds": {}, "peak_memory_bytes": None}
-        fault = {"trace": None, "error": {"type": type(error).__name__, "message": str(error)}}
-        self._store(index, {**head, **empty, **counts, **fault})
-        allowed = max(1, int(self.options.run.max_error_rate * self._total))
-        if len(self._failed) > allowed:
+        record = failed_record(head, error)
+        self._store(owner, index, record)
+        failed = self.team.count("failed")
+        if failed > max(1, int(self.options.run.max_error_rate * self._total)):
             raise TooManyErrors(
-                f"{len(self._failed)} of {self._total} samples failed, over max_error_rate="
-                f"{self.options.run.max_error_rate:g} (last: {self._failed[-1]}). Mend the cause and run the same "
+                f"{failed} of {self._total} samples failed, over max_error_rate="
+                f"{self.options.run.max_error_rate:g} (last: {failure(record)}). Mend the cause and run the same "
                 "command again: finished samples are in the journal"
             ) from error
 
-    def _head(self, sample: Sample) -> dict[str, Any]:
-        return {
-            "key": self._keys[sample.index],
-            **_who(sample),
-            "prompt_digest": sample.prompt_digest,
-            "prompt": sample.prompt,
-            "media": [item.source if item.is_path else f"({item.kind})" for item in sample.media],
-        }
-
-    def _store(self, index: int, record: dict[str, Any]) -> None:
+    def _store(self, owner: int, index: int, record: dict[str, Any]) -> None:
         if self.journal is not None:
             self.journal.add(record)
-        self.records[index] = record
-        self._bar.update()
-        self._tokens += record["tokens"]["output"]
+        if owner == self.team.rank:
+            self.records[index] = record
+        else:
+            self._for_others.append((owner, index, summary(record)))
+        self.team.count("tokens", record["tokens"]["output"])
+        self.team.count("done")
+        self._draw()
+
+    def _draw(self) -> None:
+        """Brings the bar to what all processes have done."""
+        if self._bar.disable:
+            return
+        self._bar.update(self.team.count("done", 0) + self._resumed - self._bar.n)
+        tokens = self.team.count("tokens", 0)
         if elapsed := self._bar.format_dict["elapsed"]:
-            self._bar.set_postfix_str(f"{self._tokens / elapsed:.1f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"{tokens} tokens, {tokens / elapsed:.1f} tokens/s", refresh=False)
 
+    def _collect(self) -> None:
+        """Hands every process the records of its own requests."""
+        own = [] if self.team.size == 1 else [summary(record) for record in self.records.values()]
+        shares = self.team.gather((own, self._for_others), meanwhile=self._draw)
+        self._draw()
+        for _, answered in shares:
+            self.records.update({index: record for owner, index, record in answered if owner == self.team.rank})
+        if self.team.size == 1:
+            self.everybody = list(self.records.values())
+        else:
+            self.everybody = [*chain.from_iterable(own for own, _ in shares)]
+            self.everybody += [record for _, answered in shares for _, _, record in answered]
 
-def _who(sample: Sample) -> dict[str, Any]:
-    return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
-
-
-def _order(sample: Sample) -> tuple[str, str, int]:
-    first = sample.media[0] if sample.media else None
-    return (repr(sample.settings), str(first.source) if first is not None and first.is_path else "", sample.index)
-
-
-def _media_identity(media: Media) -> list[Any]:
-    clip = [media.kind, media.start, media.end]
-    if media.is_path:
-        return [*clip, *file_identity(media.source)]
-    items = media.source if isinstance(media.source, list | tuple) else [media.source]
-    pixels = hashlib.sha256()
-    for item in items:
-        pixels.update(item.tobytes() if hasattr(item, "tobytes") else repr(item).encode())
-    return [*clip, pixels.hexdigest()]
+    def failures(self) -> list[str]:
+        """What the user hears of the samples that failed, over all processes; nothing if none did."""
+        lines = [failure(record) for record in self.everybody if record["error"] is not None]
+        if not lines:
+            return []
+        return [*lines[:_SHOWN_ERRORS], f"{len(lines)} of {self._total} samples failed and count as unanswered"]

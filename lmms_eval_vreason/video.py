@@ -12,6 +12,7 @@ from lmms_eval_vreason.options import VideoOptions
 from lmms_eval_vreason.samples import Media
 
 _FRAME_FACTOR = 2  # The vision tower merges frames two by two.
+_TOKEN_PIXELS = (2 * 14) ** 2  # and patches of 14 x 14 pixels two by two each way.
 MAX_SOURCE_PIXELS = 8192 * 8192
 MAX_HOURS = 24
 _MIN_FRAMES = 4  # At a rate (fps), the least that a clip gives, as in qwen-vl-utils.
@@ -136,7 +137,7 @@ def read_video(media: Media, options: VideoOptions) -> Frames:
     from qwen_vl_utils.vision_process import VIDEO_MAX_TOKEN_NUM, fetch_video
 
     # What qwen-vl-utils allows a frame at most; asked for more, it warns at every video.
-    most = VIDEO_MAX_TOKEN_NUM * (2 * 14) ** 2
+    most = VIDEO_MAX_TOKEN_NUM * _TOKEN_PIXELS
     element: dict[str, Any] = {"min_pixels": options.min_pixels, "max_pixels": min(options.max_pixels, most)}
     if isinstance(media.source, list | tuple):
         return _given_frames(media.source, element, options)
@@ -168,6 +169,26 @@ def read_image(media: Media, options: VideoOptions) -> Any:
         return fetch_image({"image": source, "min_pixels": options.min_pixels, "max_pixels": options.max_pixels})
     except Exception as error:  # PIL raises types of its own for each way a file can be broken.
         raise MediaError(f"{source}: cannot be read as an image ({_first_line(error)})") from error
+
+
+def estimated_tokens(media: Media, options: VideoOptions) -> int:
+    """Roughly how many tokens an image or video file takes, from its header alone; 0 if that cannot be read."""
+    from PIL import Image
+    from qwen_vl_utils.vision_process import VIDEO_MAX_TOKEN_NUM, smart_resize
+
+    try:
+        path, frames, most = local_path(media), _FRAME_FACTOR, options.max_pixels
+        if media.kind == "video":
+            header = check_bounds(path)
+            width, height, most = header.width, header.height, min(most, VIDEO_MAX_TOKEN_NUM * _TOKEN_PIXELS)
+            frames = frame_count(cut(path, header.frames, header.fps, media.start, media.end), options)
+        else:
+            with Image.open(path) as image:
+                width, height = image.size
+        height, width = smart_resize(height, width, 28, options.min_pixels, max(most, options.min_pixels))
+    except (OSError, ValueError, ZeroDivisionError):
+        return 0  # Its reader will say what is wrong with it, and to whom.
+    return frames // _FRAME_FACTOR * height * width // _TOKEN_PIXELS
 
 
 def read_media(media: tuple[Media, ...], options: VideoOptions) -> list[Any]:
