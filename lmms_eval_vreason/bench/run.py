@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens % _CYCLE:
         raise ValueError(f"--tokens {args.tokens} must be a multiple of {_CYCLE}, so that every run is whole cycles")
     whole = SHAPES[args.shape]
-    shape, device = whole.cut(args.layers), _device(args.device)
+    shape, device = whole.cut(args.layers), device_of(args.device)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     if args.compiled and not device.startswith("cuda"):
         raise ValueError(
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """A device's name; ``auto`` is CUDA where there is one. Raises ValueError for a device that does not exist."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

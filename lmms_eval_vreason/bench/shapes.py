@@ -10,6 +10,7 @@ from transformers.initialization import no_init_weights
 VIDEO_TOKEN = 1
 # A period that divides no width, so that no two rows of a weight are alike.
 _PATTERN = 1_048_573
+_SHIFT = 7919
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Shape:
         return replace(self, layers=layers)
 
 
+# `narrow` has the 7B model's 28 layers, each so small that a token costs what calling its operations costs.
 # 3b to 72b are the published configurations. `medium` has the 7B model's 28 layers, and as there its last layer and
 # head are a tenth of the weights, so that ratios carry over; a token takes some ten milliseconds on one CPU thread.
 SHAPES: dict[str, Shape] = {
     "tiny": Shape(128, 4, 4, 2, 384, 2048),
+    "narrow": Shape(64, 28, 4, 2, 192, 2048),
     "medium": Shape(512, 28, 8, 2, 2176, 16896),
     "3b": Shape(2048, 36, 16, 2, 11008, 151936, tied=True),
     "7b": Shape(3584, 28, 28, 4, 18944, 152064),
@@ -99,6 +102,13 @@ def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: st
         attn_implementation=attention,
         dtype=dtype,
     )
+    model = with_random_weights(config, device=device, dtype=dtype, seed=seed)
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.dtype, seed: int = 0):
+    """The model of a config, in evaluation mode; its weights are one short random pattern, repeated."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -106,21 +116,21 @@ def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: st
             model = Qwen2_5_VLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    if shape.tied:
+    if config.tie_word_embeddings:
         model.tie_weights()
     _fill(model, seed)
-    model.generation_config.pad_token_id = 0
     return model.eval()
 
 
 @torch.no_grad()
 def _fill(model: torch.nn.Module, seed: int) -> None:
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(seed))
-    for name, parameter in model.named_parameters():
+    for number, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
-        scaled = (pattern * parameter.shape[-1] ** -0.5).to(parameter.device, parameter.dtype)
+        # Shifted, so that layers are not alike, and untied head and embeddings don't make every token follow itself.
+        scaled = (pattern.roll(number * _SHIFT) * parameter.shape[-1] ** -0.5).to(parameter.device, parameter.dtype)
         for part in parameter.view(-1).split(_PATTERN):
             part.copy_(scaled[: len(part)])
 

@@ -88,7 +88,7 @@ def write_mp4(pictures: np.ndarray, path: Path) -> None:
     partial = path.with_suffix(".partial.mp4")
     with av.open(str(partial), mode="w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "14", "preset": "veryfast", "threads": "1"})
-        stream.width = stream.height = FRAME
+        stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in pictures.repeat(FRAMES_PER_MOMENT, axis=0):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

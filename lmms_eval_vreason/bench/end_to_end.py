@@ -1,0 +1,199 @@
+"""``vreason bench --end-to-end``: the stock class and ours on one task through lmms-eval's own command, in turns."""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers.utils import is_flash_attn_2_available
+
+from lmms_eval_vreason.bench.command_runs import Entry, Measurement, Settings, execute
+from lmms_eval_vreason.bench.end_to_end_tables import delays, show, summary
+from lmms_eval_vreason.bench.fixture import build
+from lmms_eval_vreason.bench.run import device_of, machine
+from lmms_eval_vreason.bench.shapes import SHAPES, Shape
+
+STOCK, OFF = "stock", "ours, policy=off"
+_OURS = {
+    OFF: "thinking=off,policy=off",
+    "ours, V-Reason": "thinking=off,policy=switch,update_every=2,refresh=on",
+    "ours, Lite": "thinking=off,policy=switch,update_every=2,refresh=on,prune_ratio=0.5",
+}
+_STOCK_DTYPE = "bfloat16"  # what the stock class loads, whatever the device
+_PUBLISHED = ("3b", "7b", "32b", "72b")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the benchmark as the command line says. Raises ValueError for what cannot be run."""
+    device = device_of(args.device)
+    shape, attention = SHAPES[args.shape].cut(args.layers), _attention(args.attention, device)
+    dtype = args.dtype or _STOCK_DTYPE
+    delay = None if args.reading_delay is None else Delay.parse(args.reading_delay)
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    rows = [row for row in entries(args.batch_sizes, dtype, device, args) if _wanted(row, args)]
+    with tempfile.TemporaryDirectory(prefix="vreason-bench-") as folder:
+        _check_room(shape, args, device, Path(folder))
+        fixture = build(
+            Path(folder),
+            shape=shape,
+            vision=args.shape in _PUBLISHED,
+            videos=args.videos,
+            questions=args.questions,
+            video_tokens=args.video_tokens,
+            device=device,
+        )
+        settings = Settings(fixture, device, attention, args.tokens, args.threads)
+        runs = _Rounds(settings, rows, args.rounds, delay)
+        runs.all()
+    report = {
+        "shape": {"name": args.shape, **asdict(shape)},
+        "settings": {**{k: v for k, v in vars(args).items() if k != "run"}, "device": device, "attention": attention},
+        "video_tokens": fixture.video_tokens,
+        "samples": fixture.samples,
+        "machine": {**machine(device), "lmms_eval": version("lmms_eval")},
+        "rows": summary(rows, runs.measured, STOCK, OFF, args.tokens),
+        "delays": delays(rows, runs.measured, runs.delayed),
+    }
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    show(report)
+    print(f"written: {output}")
+    return 0
+
+
+def entries(batch_sizes: list[int], dtype: str, device: str, args: argparse.Namespace) -> list[Entry]:
+    """All rows. On a CPU ours is run in float32 as well, its own default there, unless a dtype is asked for."""
+    rows = [Entry(STOCK, "qwen2_5_vl", f"device_map={device}", 1, dtype)]
+    for batch in batch_sizes:
+        for name, arguments in _OURS.items():
+            rows.append(Entry(name, "qwen2_5_vl_vreason", f"{arguments},dtype={dtype}", batch, dtype))
+        if device == "cpu" and args.dtype is None:
+            rows.append(Entry(OFF, "qwen2_5_vl_vreason", f"{_OURS[OFF]},dtype=float32", batch, "float32"))
+    return rows
+
+
+def _wanted(row: Entry, args: argparse.Namespace) -> bool:
+    if args.only is not None:
+        return row.name == STOCK or args.only in row.label
+    return args.reading_delay is None or (row.name in (STOCK, OFF) and row.dtype == (args.dtype or _STOCK_DTYPE))
+
+
+def _attention(name: str | None, device: str) -> str:
+    if name is None:
+        return "flash_attention_2" if device.startswith("cuda") and is_flash_attn_2_available() else "sdpa"
+    if name.startswith("flash") and not (device.startswith("cuda") and is_flash_attn_2_available()):
+        raise ValueError(f"--attention {name}: there is no flash attention for {device} here; use --attention sdpa")
+    if name not in ("sdpa", "eager", "flash_attention_2"):
+        raise ValueError(f"--attention {name}: the stock class knows sdpa, eager and flash_attention_2")
+    return name
+
+
+def _check_room(shape: Shape, args: argparse.Namespace, device: str, folder: Path) -> None:
+    """Refuses, before anything is made, a checkpoint that does not fit on the disk or the device."""
+    size = 2 * (shape.weights() + (0 if shape.tied else shape.head_weights()))  # bfloat16; input embeddings besides
+    if args.shape in _PUBLISHED and device == "cpu":
+        raise ValueError(f"--shape {args.shape} takes days on a CPU: use --device cuda, or --shape narrow or medium")
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"--shape {args.shape}: its checkpoint has {size / 1e9:.0f} GB and {folder.parent} {free / 1e9:.0f} GB "
+            "free: set TMPDIR to a folder with room, or give --layers"
+        )
+    if device.startswith("cuda") and size > (memory := torch.cuda.get_device_properties(device).total_memory):
+        raise ValueError(
+            f"--shape {args.shape} has {size / 1e9:.0f} GB of weights and {device} {memory / 1e9:.0f} GB: give --layers"
+        )
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Seconds before each reading of a video: ``fixed``, or ``share`` of what a run generates in, over its readings."""
+
+    fixed: float | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Delay":
+        """``0.5`` is seconds, ``50%`` a share. Raises ValueError for anything else."""
+        try:
+            value = float(text.removesuffix("%"))
+        except ValueError:
+            value = -1.0
+        if not 0 < value < math.inf:
+            raise ValueError(f"--reading-delay {text} is neither seconds (0.5) nor a share of the time (50%)")
+        return cls(share=value / 100) if text.endswith("%") else cls(fixed=value)
+
+    def seconds(self, plain: Measurement) -> float:
+        """For a run, given the same run without delay."""
+        return self.fixed if self.fixed is not None else self.share * plain.phase / plain.readings
+
+
+class _Rounds:
+    """Every row once a round, in a new random order each time, after one short run that warms the disk's cache.
+
+    Attributes:
+        measured: Row → its measurements, one a round.
+        delayed: The same of the runs in which the reading of videos was slowed; each follows on the row's own.
+    """
+
+    def __init__(self, settings: Settings, rows: list[Entry], rounds: int, delay: Delay | None) -> None:
+        self.settings, self.rows, self.rounds, self.delay = settings, rows, rounds, delay
+        self.measured: dict[Entry, list[Measurement]] = {row: [] for row in rows}
+        self.delayed: dict[Entry, list[tuple[float, Measurement]]] = {row: [] for row in rows}
+        self._took: dict[tuple[Entry, bool], float] = {}
+        self._number = 0
+
+    def all(self) -> None:
+        shuffle, order = random.Random(0), list(self.rows)
+        steps = [(row, False) for row in order] + [(row, True) for row in order if self.delay is not None]
+        self._left = steps * self.rounds
+        with tqdm(total=len(self._left), desc="warming up", unit="run", file=sys.stderr) as self._bar:
+            execute(self.rows[-1], replace(self.settings, tokens=1), self._folder(), tick=self._tick)
+            for number in range(self.rounds):
+                shuffle.shuffle(order)
+                for row in order:
+                    self._run(row, number)
+
+    def _run(self, row: Entry, number: int) -> None:
+        plain = self._timed(row, number, 0.0)
+        self.measured[row].append(plain)
+        if self.delay is not None:
+            delay = self.delay.seconds(plain)
+            self.delayed[row].append((delay, self._timed(row, number, delay)))
+
+    def _timed(self, row: Entry, number: int, delay: float) -> Measurement:
+        slow = ", slow reading" if delay else ""
+        self._bar.set_description(f"round {number + 1} of {self.rounds}, {row.label}{slow}")
+        self._say_time_left()
+        started = time.monotonic()
+        measurement = execute(row, self.settings, self._folder(), delay=delay, tick=self._tick)
+        self._took[row, bool(delay)] = time.monotonic() - started
+        self._left.remove((row, bool(delay)))
+        self._bar.update()
+        return measurement
+
+    def _tick(self) -> None:
+        if sys.stderr.isatty():
+            self._bar.refresh()
+
+    def _folder(self) -> Path:
+        self._number += 1
+        return self.settings.fixture.folder / "runs" / str(self._number)
+
+    def _say_time_left(self) -> None:
+        """From what each row took last time; a row's first run is taken to be like the others' mean."""
+        if not self._took:
+            return
+        mean = sum(self._took.values()) / len(self._took)
+        seconds = sum(self._took.get(step, mean) for step in self._left)
+        self._bar.set_postfix_str(f"about {tqdm.format_interval(seconds)} left")

@@ -1,0 +1,157 @@
+"""lmms-eval's command with stopwatches around it: ``python -m lmms_eval_vreason.bench.probe SETTINGS --model …``.
+
+What is watched is the same for every model class, and lies outside of them: the call of ``generate_until``, and within
+it qwen-vl-utils' reading of a video, the vision tower, transformers' ``generate`` and its prefill. SETTINGS is a JSON
+object with ``output`` (the file for the figures), ``delay`` (seconds added to each reading of a video) and ``dtype``
+(what the model is cast to before the clock starts, where it is loaded in another).
+"""
+
+import json
+import resource
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+
+class Stopwatches:
+    """Seconds and calls by name. A second counts once: what runs within another measure is taken off that one.
+
+    What runs beside the main thread is kept apart, as ``name (background)``.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
+        self.running = False
+        self.synchronize: Callable[[], None] = lambda: None
+        self._open = threading.local()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def measuring(self, name: str, *, device: bool = False):
+        """Adds the time within it. ``device``: wait for the device first and last, so that its work is in it."""
+        if not self.running:
+            yield
+            return
+        if threading.current_thread() is not threading.main_thread():
+            name += " (background)"
+        if device:
+            self.synchronize()
+        within = self._open.__dict__.setdefault("measures", [])  # seconds spent in inner measures, one entry a measure
+        within.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if device:
+                self.synchronize()
+            whole = time.perf_counter() - started
+            own = whole - within.pop()
+            if within:
+                within[-1] += whole
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + own
+                self.calls[name] = self.calls.get(name, 0) + 1
+
+    def around(self, function: Callable, name: str, *, device: bool = False, delay: float = 0.0) -> Callable:
+        """``function``, measured; ``delay`` seconds are slept first, within the measure."""
+
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any):
+            with self.measuring(name, device=device):
+                if delay:
+                    time.sleep(delay)
+                return function(*args, **kwargs)
+
+        return measured
+
+
+def watch_reading(watches: Stopwatches, delay: float) -> None:
+    """Watches the reading of videos, and how long the main thread waits for what others do."""
+    from qwen_vl_utils import vision_process
+
+    vision_process.fetch_video = watches.around(vision_process.fetch_video, "reading", delay=delay)
+    for name in ("result", "exception"):
+        setattr(Future, name, watches.around(getattr(Future, name), "waiting"))
+
+
+def watch_model(watches: Stopwatches, model) -> None:
+    """Watches one loaded model's vision tower, prefill and generation."""
+    import torch
+
+    if model.device.type == "cuda":
+        watches.synchronize = lambda: torch.cuda.synchronize(model.device)
+    model.model.visual.forward = watches.around(model.model.visual.forward, "vision", device=True)
+    model._prefill = watches.around(model._prefill, "prefill", device=True)
+    model.generate = watches.around(model.generate, "generate")
+
+
+def watch_class(watches: Stopwatches, kind: type, settings: dict[str, Any]) -> None:
+    """Watches ``generate_until`` of a model class and writes the figures when it returns."""
+    import torch
+
+    inner = kind.generate_until
+
+    @wraps(inner)
+    def generate_until(self, requests):
+        model = self._model
+        if settings["dtype"] and model.dtype != getattr(torch, settings["dtype"]):
+            model.to(getattr(torch, settings["dtype"]))
+        watch_model(watches, model)
+        on_cuda = model.device.type == "cuda"
+        watches.synchronize()
+        watches.running = True
+        began, started, cpu = time.time(), time.perf_counter(), time.process_time()
+        answers = inner(self, requests)
+        watches.synchronize()
+        figures = {"phase": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+        watches.running = False
+        figures |= {"started": began, "seconds": watches.seconds, "calls": watches.calls}
+        figures["peak_bytes"] = torch.cuda.max_memory_allocated(model.device) if on_cuda else peak_resident_bytes()
+        figures["attention"] = model.config._attn_implementation
+        Path(settings["output"]).write_text(json.dumps(figures))
+        return answers
+
+    kind.generate_until = generate_until
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had resident."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Unlike getrusage's figure, this one does not begin with the parent's.
+        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if lines:
+            return int(lines[0].split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    import lmms_eval.models
+
+    watches, get_model = Stopwatches(), lmms_eval.models.get_model
+    watch_reading(watches, settings["delay"])
+
+    @wraps(get_model)
+    def watched_model(*args: Any, **kwargs: Any) -> type:
+        kind = get_model(*args, **kwargs)
+        watch_class(watches, kind, settings)
+        return kind
+
+    lmms_eval.models.get_model = watched_model
+    sys.argv = [sys.argv[0], *sys.argv[2:]]
+    # As the command itself: our model class behaves as in `python -m lmms_eval`.
+    runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The end-to-end benchmark's task for lmms-eval: multiple choice on made clips, several questions on each."""
+
+from lmms_eval_vreason.benchmarks.answers import split_response
+
+
+def doc_to_visual(doc: dict) -> list[str]:
+    """The clip's path."""
+    return [doc["video"]]
+
+
+def doc_to_text(doc: dict) -> str:
+    """Instruction, question and options."""
+    return doc["prompt"]
+
+
+def doc_to_messages(doc: dict) -> list[dict]:
+    """One user turn: the clip, then the text."""
+    content = [{"type": "video", "url": doc["video"]}, {"type": "text", "text": doc["prompt"]}]
+    return [{"role": "user", "content": content}]
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1 for the right letter, 0 for anything else."""
+    return {"accuracy": float(split_response(results[0]).answer == doc["answer"])}
