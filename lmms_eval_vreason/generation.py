@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from lmms_eval_vreason.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.decoding import Trace, VReason
 from lmms_eval_vreason.inputs import check_context, process, render
 from lmms_eval_vreason.options import ThinkingOptions
@@ -19,7 +20,6 @@ from lmms_eval_vreason.stopwatch import Stopwatch, timed
 
 # lmms-eval's own Qwen classes give this much where a task names no budget.
 _DEFAULT_NEW_TOKENS = 128
-_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ class Generator:
             completions = self._generate_shared(samples, media, method)
             if completions is None:
                 completions = self._generate_ordinary(samples, media, method)
-        except _OUT_OF_MEMORY:
-            self.prefixes.drop()
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.prefixes.drop()
             raise
         self.prefixes.answered(samples)
         return completions
@@ -128,12 +129,11 @@ class Generator:
                     return None
                 cost = _Cost(started, vision, shared.seconds, shared.prefilled_tokens)
                 return self._generate(samples, method, shared.arguments, cost)
-        except _OUT_OF_MEMORY:
-            if len(samples) > 1:
-                raise  # The caller tries again with fewer.
-        self.prefixes.drop()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        except Exception as error:
+            if len(samples) > 1 or not is_out_of_memory(error):
+                raise  # Short of memory, the caller tries again with fewer.
+            self.prefixes.drop()
+            release(error)
         return None
 
     def _generate_ordinary(

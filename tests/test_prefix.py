@@ -119,7 +119,7 @@ def videos(tmp_path_factory):
 def build(tiny_checkpoint, tmp_path):
     def make(**arguments):
         given = {"pretrained": str(tiny_checkpoint), "device": "cpu", "journal": str(tmp_path / "journal")}
-        budgets = {"max_thinking_tokens": 8, "max_answer_tokens": 3, "resume": "off", "on_error": "raise"}
+        budgets = {"max_thinking_tokens": 6, "max_answer_tokens": 2, "resume": "off", "on_error": "raise"}
         return Qwen2_5_VL_VReason(**{**given, **VIDEO, **budgets, **arguments})
 
     return make
@@ -131,7 +131,7 @@ def documents(videos):
 
     picture = ("image", Image.new("RGB", (56, 56), (200, 10, 10)))
     words = "what moves to the left in this video and what is its colour"
-    docs = [{"media": [("video", videos[i % 3])], "text": words[: 9 + 5 * i]} for i in range(8)]
+    docs = [{"media": [("video", videos[i % 3])], "text": words[: 9 + 5 * i]} for i in range(6)]
     docs += [{"media": [("video", videos[0])], "text": f"In order {i}?", "first": "Look at this."} for i in range(2)]
     docs += [{"media": [("video", videos[1])], "text": "", "first": f"Question {i}?"} for i in range(2)]
     docs += [{"media": [("video", videos[0]), ("video", videos[2])], "text": f"Compare {i}."} for i in range(2)]
@@ -269,7 +269,8 @@ def test_out_of_memory_drops_the_starts_and_a_lone_question_goes_the_ordinary_wa
     def scarce(*args):
         sizes.append(len(args[1]) if where == "continued" else 1)
         if len(sizes) in (1, 2):
-            raise torch.OutOfMemoryError("out of memory")
+            # The second as torch words it for the CPU.
+            raise (torch.OutOfMemoryError, RuntimeError)[len(sizes) - 1]("DefaultCPUAllocator: can't allocate memory")
         return real(*args)
 
     drop = prefix.SharedPrefixes.drop
