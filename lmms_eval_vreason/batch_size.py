@@ -60,7 +60,7 @@ class HostMemory:
     def share(self) -> float:
         taken_now = self._process.memory_info().rss - self._idle
         room = available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) + taken_now
-        return (_peak_bytes() - self._idle) / max(room, 1)
+        return max(_peak_bytes() - self._idle, 0) / max(room, 1)
 
 
 def available_bytes() -> int:
@@ -102,12 +102,13 @@ def release(error: BaseException) -> None:
 class BatchSize:
     """How many samples are decoded together.
 
-    With ``auto`` it starts at 1 and doubles as long as what the last full batch took says that twice as much will fit;
-    where memory runs out all the same, it is halved, and that size is not tried again. Any other failure leaves it.
+    With ``auto`` it starts at 1 and doubles as long as what the last full batch took says that twice as much will fit.
+    Where memory runs out all the same, it goes back to what has worked, and from there on half of the way to what has
+    not, until an eighth more is all that could be won. Any other failure leaves it.
 
     Attributes:
         now: The size to use next.
-        found: The largest size that has worked.
+        found: The largest size that has worked, and not failed since.
     """
 
     def __init__(self, asked: int | str, most: int | None, memory: Memory) -> None:
@@ -116,6 +117,7 @@ class BatchSize:
         self.now = 1 if self.auto else int(asked)
         self.found = 0
         self._most = most or MOST
+        self._failed: int | None = None
         self._memory = memory
         self._warned = False
 
@@ -130,16 +132,25 @@ class BatchSize:
             return
         share = self._memory.share()
         fits = int(_SHARE * size / share) if share > 0 else self._most
-        self._set(max(1, min(2 * size, fits, self._most)), f"a batch of {size} took {share:.0%} of the memory")
+        self._set(max(1, min(self._more(size), fits, self._most)), f"a batch of {size} took {share:.0%} of the memory")
 
     def ran_out(self, size: int) -> None:
         """After a batch of ``size`` for which memory did not suffice."""
         if self.auto:
-            self._most = max(1, min(self._most, size - 1))
-            self._set(max(1, min(self.now, size // 2)), f"memory ran out with {size}")
+            self._failed = min(size, self._failed or size)
+            if self.found >= size:
+                self.found = size // 2
+            self._set(max(1, min(self.now, self.found or size // 2)), f"memory ran out with {size}")
         elif size > 1 and not self._warned:
             self._warned = True
             logger.warning(f"memory ran out with {size} samples a batch: --batch_size auto finds what fits")
+
+    def _more(self, size: int) -> int:
+        """What to try after ``size``."""
+        if self._failed is None:
+            return 2 * size
+        between = (size + self._failed) // 2
+        return between if 8 * between > 9 * size else size
 
     def _set(self, size: int, reason: str) -> None:
         if size != self.now:
