@@ -139,7 +139,9 @@ class Delay:
 
 
 class _Rounds:
-    """Every row once a round, in a new random order each time, after one short run that warms the disk's cache.
+    """Every row once a round, in a new random order each time.
+
+    Before several rounds one short run warms the disk's cache, so that the first is like the others.
 
     Attributes:
         measured: Row → its measurements, one a round.
@@ -157,8 +159,9 @@ class _Rounds:
         shuffle, order = random.Random(0), list(self.rows)
         steps = [(row, False) for row in order] + [(row, True) for row in order if self.delay is not None]
         self._left = steps * self.rounds
-        with tqdm(total=len(self._left), desc="warming up", unit="run", file=sys.stderr) as self._bar:
-            execute(self.rows[-1], replace(self.settings, tokens=1), self._folder(), tick=self._tick)
+        with tqdm(total=len(self._left), desc="starting", unit="run", file=sys.stderr) as self._bar:
+            if self.rounds > 1:
+                execute(self.rows[-1], replace(self.settings, tokens=1), self._folder(), tick=self._tick)
             for number in range(self.rounds):
                 shuffle.shuffle(order)
                 for row in order:
