@@ -7,7 +7,7 @@ from random_model import Forced, batch, forced_tokens, prompt, random_model
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy, moving_average
+from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities, moving_average
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, text=3)]
 
@@ -106,13 +106,14 @@ def test_closed_form_gradients(objective):
     ours, other = (log_p, log_u) if objective == "kl_p_u" else (log_u, log_p)
     loss = torch.nn.functional.kl_div(other, ours, log_target=True, reduction="sum")
     (reference,) = torch.autograd.grad(loss, logits)
-    assert torch.allclose(OBJECTIVE_GRADIENTS[objective](logits.detach()), reference, atol=1e-12)
+    log_p = log_probabilities(logits.detach())
+    assert torch.allclose(OBJECTIVE_GRADIENTS[objective](log_p, entropy_of(log_p)), reference, atol=1e-12)
 
 
 def test_gradient_is_finite_where_a_probability_underflows():
-    logits = torch.tensor([[0.0, -1e4, -torch.inf, 1e4]])
+    log_p = log_probabilities(torch.tensor([[0.0, -1e4, -torch.inf, 1e4]]))
     for gradient in OBJECTIVE_GRADIENTS.values():
-        assert gradient(logits).isfinite().all()
+        assert gradient(log_p, entropy_of(log_p)).isfinite().all()
 
 
 def test_average_ignores_an_entropy_that_is_not_finite():

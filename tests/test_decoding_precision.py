@@ -19,7 +19,7 @@ def one_step(scale, rounding, dtype=torch.bfloat16, steps=1):
     controller = ValueCacheController(values, mask, optimizer="adam", learning_rate=0.01, rounding=rounding)
     gradient = torch.randn(600, 2, 16, generator=generator)
     for _ in range(steps):
-        controller.step(gradient, torch.tensor([True, True]))
+        controller.step(gradient.clone(), torch.tensor([True, True]))
     controller.write(values)
     was = controller.original.double()
     wanted = moved_values(controller.original, controller.delta, "head").double() - was

@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
 from lmms_eval_vreason.decoding.config import VReason
-from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, POLICIES, entropy, moving_average
+from lmms_eval_vreason.decoding.entropy import (
+    OBJECTIVE_GRADIENTS,
+    POLICIES,
+    entropy,
+    entropy_of,
+    log_probabilities,
+    moving_average,
+)
 from lmms_eval_vreason.decoding.steering import Steering
 
 # A static cache grows in steps of this many tokens, so that prompts of many lengths share one compiled graph.
@@ -29,7 +36,8 @@ class DueStep(NamedTuple):
     ema: Tensor
     peak: Tensor
     alpha: Tensor
-    entropy_change: Tensor
+    active: Tensor
+    entropy_change: Tensor | None
     grad_norm: Tensor
     healthy: Tensor
 
@@ -79,36 +87,38 @@ def due_step(
         return steering.head(text_model.norm(last))[:, -1]
 
     before = alpha = active = grad_norm = first = None
+    healthy = steering.healthy
     for step in range(method.steps_per_update):
         logits, pull_back = torch.func.vjp(tail, layer.values)
+        log_p = log_probabilities(logits)
+        h = entropy_of(log_p)
         if step == 0:
-            first, before = logits, entropy(logits)
+            first, before = logits, h
             ema, peak = moving_average(ema, peak, before, method.ema_decay)
             alpha = POLICIES[method.policy](ema, peak, coin)
-            active = unfinished & (before >= method.min_entropy) & steering.healthy
+            active = unfinished & (before >= method.min_entropy) & healthy
         weights = torch.where(active, alpha, 0.0)[:, None]
-        gradient = OBJECTIVE_GRADIENTS[method.objective](logits) * weights
+        gradient = OBJECTIVE_GRADIENTS[method.objective](log_p, h) * weights
         (cache_gradient,) = pull_back(gradient.to(logits.dtype))
         gradient = controller.gradient(cache_gradient)
         norm = controller.gradient_norm(gradient)
         grad_norm = norm if grad_norm is None else grad_norm
-        broken = active & ~norm.isfinite()
-        active = active & ~broken
+        sound = norm < torch.inf
+        healthy, active = healthy & sound, active & sound
+        controller.clear(gradient, ~sound)
         controller.step(gradient, active)
-        controller.reset(broken)
         controller.write(layer.values)
-    nan = torch.full_like(before, torch.nan)
     refreshed = tail(layer.values) if method.refresh else None
-    change = nan if refreshed is None else entropy(refreshed) - before
     return DueStep(
         logits=first if refreshed is None else torch.where(active[:, None], refreshed, first),
         entropy=before,
         ema=ema,
         peak=peak,
-        alpha=torch.where(active, alpha, 0.0),
-        entropy_change=torch.where(active, change, nan),
-        grad_norm=torch.where(active, grad_norm, nan),
-        healthy=steering.healthy & ~broken,
+        alpha=alpha,
+        active=active,
+        entropy_change=None if refreshed is None else entropy(refreshed) - before,
+        grad_norm=grad_norm,
+        healthy=healthy,
     )
 
 

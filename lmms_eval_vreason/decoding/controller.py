@@ -30,15 +30,18 @@ def moved_values(values: Tensor, delta: Tensor, norm: str, length: Tensor | None
 
 
 def shift_gradient(values: Tensor, delta: Tensor, gradient: Tensor, norm: str, length: Tensor | None = None) -> Tensor:
-    """dL/dΔV from dL/dV_new: (‖V‖/‖V+ΔV‖) (I - u uᵀ) dL/dV_new with u = (V+ΔV)/‖V+ΔV‖. Shapes as ``moved_values``."""
+    """dL/dΔV from dL/dV_new: (‖V‖/‖V+ΔV‖) (I - u uᵀ) dL/dV_new with u = (V+ΔV)/‖V+ΔV‖. Shapes as ``moved_values``.
+
+    ``gradient``, in the dtype of ``delta``, is overwritten and returned.
+    """
     dims = NORM_DIMS[norm]
     if not dims:
-        return gradient.to(delta.dtype)
+        return gradient
     length = kept_norm(values, norm, delta.dtype) if length is None else length
     moved = values + delta
     divisor = _divisor(_norm(moved, dims))
     along = (moved * gradient).sum(dims, keepdim=True).div_(divisor).div_(divisor)
-    return gradient.addcmul(moved, along, value=-1).mul_(length / divisor)
+    return gradient.addcmul_(moved, along, value=-1).mul_(length / divisor)
 
 
 def kept_norm(values: Tensor, norm: str, dtype: torch.dtype) -> Tensor:
@@ -78,8 +81,8 @@ class Sgd:
 
     def step(self, delta: Tensor, gradient: Tensor, active: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
         """In place. ``delta``, ``gradient``: (tokens, kv_heads, head_dim); ``active``: (batch,) 1.0 or 0.0; ``spread``
-        brings (batch,) to the tokens. ``gradient`` is 0 for inactive samples, and may be overwritten."""
-        delta.add_(gradient, alpha=-self.learning_rate)
+        brings (n, batch) to the tokens. ``gradient`` is finite, and is overwritten."""
+        delta.addcmul_(gradient, spread(active[None])[0], value=-self.learning_rate)
 
     def packed(self) -> list[Tensor]:
         """What has one entry a video token."""
@@ -93,7 +96,8 @@ class Adam:
     """Adam (Kingma & Ba) with a step count of its own for each sample; an inactive sample's moments stay."""
 
     def __init__(self, learning_rate: float, delta: Tensor, batch: int) -> None:
-        self.learning_rate, self.beta1, self.beta2, self.eps = learning_rate, 0.9, 0.999, 1e-8
+        self.learning_rate, self.eps = learning_rate, 1e-8
+        self.betas = torch.tensor([[0.9], [0.999]], dtype=delta.dtype, device=delta.device)
         self.mean = torch.zeros_like(delta)
         self.square = torch.zeros_like(delta)
         self.steps = torch.zeros(batch, dtype=delta.dtype, device=delta.device)
@@ -101,21 +105,24 @@ class Adam:
     def step(self, delta: Tensor, gradient: Tensor, active: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
         """As :meth:`Sgd.step`."""
         self.steps += active
-        one = spread(active)
-        self.mean.lerp_(gradient, (1 - self.beta1) * one)
-        self.square.lerp_(gradient.square_(), (1 - self.beta2) * one)
         # An inactive sample that has never stepped would divide by 1 - β⁰ = 0.
-        steps = self.steps.clamp_min(1)
-        scale2 = spread((1 - self.beta2**steps).rsqrt())
-        rate = spread(self.learning_rate * active / (1 - self.beta1**steps))
-        delta.addcdiv_(self.mean * rate, self.square.sqrt().mul_(scale2).add_(self.eps), value=-1)
+        correction1, correction2 = 1 - self.betas ** self.steps.clamp_min(1)
+        root = correction2.sqrt()
+        rate = active * root * self.learning_rate / correction1
+        weights, per_sample = (1 - self.betas) * active, torch.stack([root * self.eps, rate])
+        weight1, weight2, eps, rate = spread(torch.cat([weights, per_sample]))
+        self.mean.lerp_(gradient, weight1)
+        self.square.lerp_(gradient.square_(), weight2)
+        # lr · (mean / correction1) / (√(square / correction2) + eps); a rate of 0 makes the divisor infinite.
+        divisor = torch.sqrt(self.square, out=gradient).add_(eps).div_(rate)
+        delta.addcdiv_(self.mean, divisor, value=-1)
 
     def packed(self) -> list[Tensor]:
         """As :meth:`Sgd.packed`."""
         return [self.mean, self.square]
 
     def state_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps))
+        return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps, self.betas))
 
 
 OPTIMIZERS: dict[str, Callable[[float, Tensor, int], "Adam | Sgd"]] = {
@@ -185,17 +192,18 @@ class ValueCacheController:
         dtype = torch.promote_types(values.dtype, torch.float32)
         self.delta = torch.zeros_like(self.original, dtype=dtype)
         self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, self.batch)
+        self._heads = torch.arange(self.kv_heads, device=values.device)
         self._noise = None
         if rounding == "stochastic" and values.dtype == torch.bfloat16:
             # Counted within its own sample, so that a token's noise does not depend on the batch or its padding.
             ordinal = video_mask.cumsum(dim=1)[self.rows, self.columns]
             self._noise = _Noise(ordinal, self.kv_heads, self.head_dim, seed)
         self._length = kept_norm(self.original, norm, dtype) if NORM_DIMS[norm] else None
-        self._original_norm = self._per_sample_norm(self.original.to(dtype))
+        self._original_norm = _divisor(self._per_sample_norm(self.original.to(dtype)))
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """dL/dΔV (tokens, kv_heads, head_dim) from dL/dV_cache (batch, kv_heads, tokens, head_dim)."""
-        packed = self._take(gradient).to(self.delta.dtype)
+        packed = self._take(gradient).to(self.delta.dtype)  # a copy
         return shift_gradient(self.original, self.delta, packed, self.norm, self._length)
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
@@ -203,13 +211,17 @@ class ValueCacheController:
         return self._per_sample_norm(gradient)
 
     def step(self, gradient: Tensor, active: Tensor) -> None:
-        """One optimiser step on the ``active`` (batch,) bool samples, from dL/dΔV; the others' state is not touched."""
-        gradient = gradient.masked_fill(self._spread(~active), 0.0)
+        """One optimiser step on the ``active`` (batch,) bool samples, from dL/dΔV; the others' state is not touched.
+
+        ``gradient`` is finite, see :meth:`clear`, and is overwritten.
+        """
         self.optimizer.step(self.delta, gradient, active.to(self.delta.dtype), self._spread)
 
-    def reset(self, samples: Tensor) -> None:
-        """ΔV ← 0 for the ``samples`` (batch,) bool."""
-        self.delta.masked_fill_(self._spread(samples), 0.0)
+    def clear(self, gradient: Tensor, samples: Tensor) -> None:
+        """gradient ← 0 and ΔV ← 0 for the ``samples`` (batch,) bool, in place."""
+        mask = self._spread(samples[None])[0]
+        gradient.masked_fill_(mask, 0.0)
+        self.delta.masked_fill_(mask, 0.0)
 
     def write(self, values: Tensor) -> None:
         """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
@@ -219,7 +231,7 @@ class ValueCacheController:
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
-        return self._per_sample_norm(self.delta) / self._original_norm.clamp_min(torch.finfo(self.delta.dtype).tiny)
+        return self._per_sample_norm(self.delta) / self._original_norm
 
     def mark_dynamic(self) -> None:
         """Tells torch.compile that the number of video tokens differs from prompt to prompt."""
@@ -233,7 +245,7 @@ class ValueCacheController:
 
     def state_bytes(self) -> int:
         """Bytes this controller keeps between steps: V and its norms, ΔV, the optimiser's moments and the index."""
-        own = [self.original, self.delta, self.rows, self.columns, self._original_norm]
+        own = [self.original, self.delta, self.rows, self.columns, self._heads, self._original_norm]
         if self._length is not None:
             own.append(self._length)
         noise = 0 if self._noise is None else self._noise.state_bytes()
@@ -247,14 +259,14 @@ class ValueCacheController:
 
     def _put(self, states: Tensor, packed: Tensor) -> None:
         """Writes ``packed`` (tokens, kv_heads, head_dim) into the contiguous ``states``, in place."""
-        heads = torch.arange(self.kv_heads, device=states.device)
-        vectors = (self.rows[:, None] * self.kv_heads + heads) * states.shape[2] + self.columns[:, None]
+        first = self._heads if self.batch == 1 else self.rows[:, None] * self.kv_heads + self._heads
+        vectors = first * states.shape[2] + self.columns[:, None]
         # Whole vectors move several times as fast as by states[rows, :, columns].
         states.view(-1, self.head_dim).index_copy_(0, vectors.flatten(), packed.view(-1, self.head_dim))
 
     def _spread(self, samples: Tensor) -> Tensor:
-        """(batch,) → (tokens, 1, 1), each token with its sample's; one sample's is broadcast."""
-        return samples[:, None, None] if self.batch == 1 else samples[self.rows, None, None]
+        """(n, batch) → (n, tokens, 1, 1), each token with its sample's; one sample's is broadcast."""
+        return (samples if self.batch == 1 else samples[:, self.rows])[..., None, None]
 
     def _per_sample_norm(self, x: Tensor) -> Tensor:
         if self.batch == 1:

@@ -6,41 +6,42 @@ import torch
 from torch import Tensor
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy of softmax(logits), in nats.
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax(logits), in float32 at least, and finite where a probability is 0: 0 · -inf would be nan.
 
     Args:
-        logits: (batch, vocabulary), floating point; computed in float32 at least.
-
-    Returns:
-        (batch,) entropies, H = -Σ p log p (paper). A token of probability 0 counts as 0.
+        logits: (batch, vocabulary), floating point.
     """
-    p, log_p = _probabilities(logits)
-    return -(p * log_p).sum(dim=-1)
-
-
-def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """p and log p, the latter finite where p is 0: a logit of -inf gives 0 · -inf = nan."""
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     # exp(-1000) is 0 in float64 as well.
-    log_p = log_p.clamp_min_(-1000.0)
-    return log_p.exp(), log_p
+    return log_p.clamp_min_(-1000.0)
 
 
-def _gradient_kl_p_u(logits: Tensor) -> Tensor:
-    p, log_p = _probabilities(logits)
-    h = -(p * log_p).sum(dim=-1, keepdim=True)
-    return log_p.add_(h).mul_(p)
+def entropy_of(log_p: Tensor) -> Tensor:
+    """Shannon entropy, H = -Σ p log p (paper), in nats: (batch, vocabulary), from :func:`log_probabilities` → (batch,).
+
+    A token of probability 0 counts as 0.
+    """
+    return log_p.exp().mul_(log_p).sum(dim=-1).neg_()
 
 
-def _gradient_kl_u_p(logits: Tensor) -> Tensor:
-    p = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return p - 1.0 / logits.shape[-1]
+def entropy(logits: Tensor) -> Tensor:
+    """:func:`entropy_of` softmax(logits): (batch, vocabulary) → (batch,), nats."""
+    return entropy_of(log_probabilities(logits))
 
 
-# Gradient of the objective with respect to the logits, in closed form: (batch, vocabulary) → the same shape.
-# KL(p‖U) = log|V| - H(p), so its gradient is -dH/dlogits = p (log p + H); KL(U‖p) gives p - 1/|V|.
-OBJECTIVE_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+def _gradient_kl_p_u(log_p: Tensor, h: Tensor) -> Tensor:
+    return log_p.exp().mul_(log_p + h[:, None])
+
+
+def _gradient_kl_u_p(log_p: Tensor, h: Tensor) -> Tensor:
+    return log_p.exp().sub_(1.0 / log_p.shape[-1])
+
+
+# Gradient of the objective with respect to the logits, in closed form, from log p (batch, vocabulary) and H (batch,) →
+# (batch, vocabulary). KL(p‖U) = log|V| - H(p), so its gradient is -dH/dlogits = p (log p + H), token by token, also for
+# some of the tokens only; KL(U‖p) gives p - 1/|V|.
+OBJECTIVE_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_p_u": _gradient_kl_p_u,
     "kl_u_p": _gradient_kl_u_p,
 }
@@ -53,7 +54,7 @@ def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[
     """
     h = h.to(ema.dtype)
     # An entropy is not negative: one comparison tells nan and infinity.
-    ema = torch.where(h < torch.inf, ((1.0 - decay) * h).add_(ema, alpha=decay), ema)
+    ema = torch.where(h < torch.inf, torch.lerp(ema, h, 1.0 - decay), ema)
     return ema, torch.maximum(peak, ema)
 
 

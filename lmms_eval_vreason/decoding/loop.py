@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from lmms_eval_vreason.decoding.compiled import DueStep, compiled_steps, compiles
 from lmms_eval_vreason.decoding.config import VReason
-from lmms_eval_vreason.decoding.entropy import POLICIES, entropy, moving_average
+from lmms_eval_vreason.decoding.entropy import POLICIES, entropy_of, log_probabilities
 from lmms_eval_vreason.decoding.pruning import prune_video_tokens
 from lmms_eval_vreason.decoding.steering import Steering, TailInputs, capturing, tail_mask
 from lmms_eval_vreason.decoding.support import check_cache
@@ -108,8 +108,7 @@ class DecodingLoop:
         batch, device = input_ids.shape[0], input_ids.device
         if self.generators is not None and len(self.generators) != batch:
             raise ValueError(f"{len(self.generators)} generators for a batch of {batch}: pass one a sample")
-        self._ema = self._peak = self._shift = torch.zeros(batch, device=device)
-        self._recorder = TraceRecorder()
+        self._recorder = TraceRecorder(batch, self.method.ema_decay, device)
         # Every sample sees the same coins: a sample's α does not depend on its place in a batch.
         tokens = generation_config.max_length - input_ids.shape[1]
         coins = torch.rand(tokens, generator=torch.Generator().manual_seed(self.method.seed)) < 0.5
@@ -157,40 +156,34 @@ class DecodingLoop:
         if self._compiled_due_step is None:
             outputs, tail = self.steering.forward(model, inputs)
             return self._steer(token, outputs.logits[:, -1], tail, unfinished)
-        coin = self._coins[token].expand_as(self._ema)
-        step = self._compiled_due_step(self.steering, inputs, self._ema, self._peak, coin, unfinished)
-        self._ema, self._peak, self.steering.healthy = step.ema, step.peak, step.healthy
-        self._shift = self.steering.shift()
-        self._note(step.entropy, step.alpha, step.entropy_change, step.grad_norm)
+        ema, peak = self._recorder.averages()
+        step = self._compiled_due_step(self.steering, inputs, ema, peak, self._coins[token].expand_as(ema), unfinished)
+        # Copies: a CUDA graph writes its results into the same memory again.
+        self.steering.healthy = step.healthy.clone()
+        self._recorder.add(step.entropy.clone())
+        self._recorder.add_averages(step.ema.clone(), step.peak.clone())
+        self._note(step.active, step.alpha, step.entropy_change, step.grad_norm)
         return step.logits
 
     def _steer(self, token: int, logits: Tensor, tail: TailInputs | None, unfinished: Tensor) -> Tensor:
         """Updates the cache if the token is due, notes the trace, and gives the logits to choose from."""
         if tail is not None and token == 0:
             tail = self.steering.rerun(tail)
-            logits = tail.logits.detach()
-        h = entropy(logits).to(unfinished.device)
-        self._ema, self._peak = moving_average(self._ema, self._peak, h, self.method.ema_decay)
+            logits = tail.logits
+        logits = logits.detach()
+        log_p = log_probabilities(logits)
+        h = entropy_of(log_p)
+        self._recorder.add(h.to(unfinished.device))
         if tail is None:
-            nan = torch.full_like(h, torch.nan)
-            self._note(h, torch.zeros_like(h), nan, nan)
             return logits
-        alpha = POLICIES[self.method.policy](self._ema, self._peak, self._coins[token].expand_as(h))
-        update = self.steering.update(tail, h, alpha, unfinished & (h >= self.method.min_entropy))
-        self._shift = self.steering.shift()
-        self._note(h, update.alpha, update.entropy_change, update.grad_norm)
-        return logits.detach() if update.logits is None else update.logits
+        ema, peak = self._recorder.averages()
+        alpha = POLICIES[self.method.policy](ema, peak, self._coins[token].expand_as(ema))
+        update = self.steering.update(tail, log_p, h, alpha, unfinished)
+        self._note(update.active, alpha, update.entropy_change, update.grad_norm)
+        return logits if update.logits is None else update.logits
 
-    def _note(self, h: Tensor, alpha: Tensor, entropy_change: Tensor, grad_norm: Tensor) -> None:
-        self._recorder.add(
-            entropy=h,
-            ema=self._ema,
-            peak=self._peak,
-            alpha=alpha,
-            entropy_change=entropy_change,
-            shift=self._shift,
-            grad_norm=grad_norm,
-        )
+    def _note(self, active: Tensor, alpha: Tensor, entropy_change: Tensor | None, grad_norm: Tensor) -> None:
+        self._recorder.add_update(active, alpha, entropy_change, grad_norm, self.steering.shift())
 
     def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
         if not do_sample:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from lmms_eval_vreason.decoding.config import VReason
 from lmms_eval_vreason.decoding.controller import ValueCacheController
-from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy
+from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities
 
 
 @dataclass
@@ -41,12 +41,15 @@ class TailInputs:
 
 @dataclass(frozen=True)
 class Update:
-    """What one due step did; all (batch,), but ``logits`` (batch, vocabulary): the refreshed ones, or None."""
+    """What one due step did, (batch,); the rest holds for the samples that were ``active``, whose ΔV has moved.
 
-    alpha: Tensor
-    entropy_change: Tensor
+    ``entropy_change`` and ``logits`` (batch, vocabulary), to choose the token from, are None without a refresh.
+    """
+
+    active: Tensor
     grad_norm: Tensor
-    logits: Tensor | None
+    entropy_change: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Steering:
@@ -78,8 +81,8 @@ class Steering:
         """The model's own forward for one token, recorded from the steered caches on, and what :meth:`update` needs."""
         with self._recording(append=True) as tail:
             outputs = model(**inputs, return_dict=True)
-            # Sliced in here: a slice taken under no_grad has no graph.
-            tail.logits = outputs.logits[:, -1]
+            # In here: a view taken under no_grad has no graph. The gradient of a slice would be a tensor of zeros.
+            tail.logits = outputs.logits.squeeze(1)
         return outputs, tail
 
     def rerun(self, tail: TailInputs) -> TailInputs:
@@ -92,38 +95,41 @@ class Steering:
     def _recording(self, append: bool) -> Iterator[TailInputs]:
         tail = TailInputs()
         with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_grad_from(self.layers[0]))
             stack.enter_context(capturing(self.layers[0], self.head, tail))
             for layer in self.cache_layers:
                 stack.enter_context(_updating(layer, append=append, leaves=tail.leaves))
             yield tail
 
-    def update(self, tail: TailInputs, before: Tensor, alpha: Tensor, active: Tensor) -> Update:
-        """Moves ΔV of the ``active`` samples, writes V_new into the cache and, if asked, refreshes the logits.
+    def update(self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, unfinished: Tensor) -> Update:
+        """Moves ΔV, writes V_new into the cache and, if asked, refreshes the logits.
+
+        A sample that is finished, too certain or whose gradient is or was not finite stays as it is.
 
         Args:
             tail: From :meth:`forward` or :meth:`rerun`.
-            before: (batch,), the entropy of its logits, nats.
+            log_p: (batch, vocabulary), of its logits.
+            h: (batch,), their entropy, nats.
             alpha: (batch,), -1 or +1.
-            active: (batch,) bool: unfinished and not too certain.
+            unfinished: (batch,) bool.
         """
-        logits = tail.logits.detach()
-        grad_norm = None
-        active = active & self.healthy
+        logits, before, grad_norm = tail.logits.detach(), h, None
+        active = (h >= self.method.min_entropy).logical_and_(unfinished).logical_and_(self.healthy)
         for remaining in reversed(range(self.method.steps_per_update)):
-            norm = self._optimizer_step(tail, alpha, active)
+            active, norm = self._optimizer_step(tail, log_p, h, alpha, active)
             grad_norm = norm if grad_norm is None else grad_norm
-            active = active & self.healthy
             if remaining:
                 tail = self.rerun(tail)
-        nan = torch.full_like(grad_norm, torch.nan)
-        refreshed = self._refresh(tail) if self.method.refresh else None
-        change = nan if refreshed is None else entropy(refreshed).to(before.device) - before
+                log_p = log_probabilities(tail.logits.detach())
+                h = entropy_of(log_p)
+        if not self.method.refresh:
+            return Update(active, grad_norm)
+        refreshed = self._refresh(tail)
         return Update(
-            alpha=torch.where(active, alpha, 0.0),
-            entropy_change=torch.where(active, change, nan),
-            grad_norm=torch.where(active, grad_norm, nan),
-            logits=refreshed if refreshed is None else torch.where(active[:, None], refreshed, logits),
+            active,
+            grad_norm,
+            entropy_change=entropy(refreshed) - before,
+            logits=torch.where(active[:, None], refreshed, logits),
         )
 
     def shift(self) -> Tensor:
@@ -136,33 +142,40 @@ class Steering:
         """Bytes that the controllers keep between steps."""
         return sum(controller.state_bytes() for controller in self.controllers)
 
-    def _optimizer_step(self, tail: TailInputs, alpha: Tensor, active: Tensor) -> Tensor:
-        weights = torch.where(active, alpha, 0.0)
-        cache_gradients = self._cache_gradients(tail, weights)
+    def _optimizer_step(
+        self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, active: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The samples of ``active`` that have been moved, and the gradients' norms, (batch,)."""
+        cache_gradients = self._cache_gradients(tail, log_p, h, torch.where(active, alpha, 0.0))
         gradients = [c.gradient(g) for c, g in zip(self.controllers, cache_gradients, strict=True)]
         device = active.device
         norms = [c.gradient_norm(g).to(device) for c, g in zip(self.controllers, gradients, strict=True)]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(dim=0).sqrt()
-        broken = active & ~norm.isfinite()
-        self.healthy = self.healthy & ~broken
+        # A norm is not negative: one comparison tells nan and infinity.
+        sound = norm < torch.inf
+        self.healthy = self.healthy & sound
+        moved = active & sound
+        every_sound = bool(sound.all())
         for controller, gradient, layer in zip(self.controllers, gradients, self.cache_layers, strict=True):
-            controller.step(gradient, (active & ~broken).to(gradient.device))
-            controller.reset(broken.to(gradient.device))
+            if not every_sound:
+                controller.clear(gradient, ~sound.to(gradient.device))
+            controller.step(gradient, moved.to(gradient.device))
             controller.write(layer.values)
-        return norm
+        return moved, norm
 
-    def _cache_gradients(self, tail: TailInputs, weights: Tensor) -> tuple[Tensor, ...]:
+    def _cache_gradients(self, tail: TailInputs, log_p: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """d(Σ weights · objective)/d(leaves). The vocabulary's part is closed form, the rest autograd's."""
         with torch.no_grad():
-            gradient = OBJECTIVE_GRADIENTS[self.method.objective](tail.logits)
-            gradient *= weights[:, None]
-            if not self.method.head_topk:
+            top = None
+            if self.method.head_topk:
+                log_p, top = log_p.topk(min(self.method.head_topk, log_p.shape[-1]), dim=-1, sorted=False)
+            gradient = OBJECTIVE_GRADIENTS[self.method.objective](log_p, h).mul_(weights[:, None])
+            if top is None:
                 return torch.autograd.grad(tail.logits, tail.leaves, gradient.to(tail.logits.dtype))
-            top = tail.logits.topk(min(self.method.head_topk, tail.logits.shape[-1]), dim=-1, sorted=False).indices
             weight = self.head.weight
             # Σ of the head's rows, weighted with their tokens' gradients, without a copy of the rows.
             hidden_gradient = nn.functional.embedding_bag(
-                top.to(weight.device), weight, per_sample_weights=gradient.gather(1, top).to(weight), mode="sum"
+                top.to(weight.device), weight, per_sample_weights=gradient.to(weight), mode="sum"
             )
             return torch.autograd.grad(tail.hidden, tail.leaves, hidden_gradient[:, None].to(tail.hidden))
 
@@ -170,7 +183,7 @@ class Steering:
         hidden = tail.args[0]
         for layer in self.layers:
             hidden = layer(hidden, *tail.args[1:], **tail.kwargs)
-        return self.head(self.text_model.norm(hidden))[:, -1].to(self.healthy.device)
+        return self.head(self.text_model.norm(hidden)).squeeze(1).to(self.healthy.device)
 
     @torch.no_grad()
     def _refresh(self, tail: TailInputs) -> Tensor:
@@ -181,13 +194,30 @@ class Steering:
 
 
 @contextmanager
+def _grad_from(layer: nn.Module) -> Iterator[None]:
+    """Within it autograd records from ``layer``'s call on: before it there is nothing to record, and grad mode costs
+    every operation its share."""
+
+    def record(module: nn.Module, args: tuple) -> None:
+        torch.set_grad_enabled(True)
+
+    handle = layer.register_forward_pre_hook(record)
+    before = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(before)
+        handle.remove()
+
+
+@contextmanager
 def capturing(first_layer: nn.Module, head: nn.Module, tail: TailInputs) -> Iterator[None]:
     """Notes, in ``tail``, what the first steered layer and the head are called with, cut to the last position."""
 
     def note_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         cos, sin = kwargs["position_embeddings"]
         ids = kwargs.get("position_ids")
-        tail.args = (args[0][:, -1:].detach(), *args[1:])
+        tail.args = (_last(args[0]).detach(), *args[1:])
         tail.kwargs = {
             **kwargs,
             "position_embeddings": (cos[..., -1:, :], sin[..., -1:, :]),
@@ -195,7 +225,7 @@ def capturing(first_layer: nn.Module, head: nn.Module, tail: TailInputs) -> Iter
         }
 
     def note_head(module: nn.Module, args: tuple) -> None:
-        tail.hidden = args[0][:, -1:]
+        tail.hidden = _last(args[0])
 
     handles = [
         first_layer.register_forward_pre_hook(note_layer, with_kwargs=True, prepend=True),
@@ -208,17 +238,21 @@ def capturing(first_layer: nn.Module, head: nn.Module, tail: TailInputs) -> Iter
             handle.remove()
 
 
+def _last(hidden: Tensor) -> Tensor:
+    """The last position of (batch, tokens, hidden_size); one position is not sliced, which would cost a gradient."""
+    return hidden if hidden.shape[1] == 1 else hidden[:, -1:]
+
+
 @contextmanager
 def _updating(layer: CacheLayerMixin, *, append: bool, leaves: list[Tensor] | None) -> Iterator[None]:
     """Within it the cache layer's ``update`` hands out its values as an autograd leaf (noted in ``leaves``, if given)
     and, with ``append=False``, overwrites the last positions instead of growing."""
 
     def update(keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        tokens = keys.shape[-2]
         with torch.no_grad():
             if append:
                 type(layer).update(layer, keys.detach(), values.detach(), *args, **kwargs)
-            last = torch.arange(-tokens, 0, device=keys.device) + layer.get_seq_length()
+            last = torch.arange(-keys.shape[-2], 0, device=keys.device) + layer.get_seq_length()
             if not append:
                 layer.keys.index_copy_(2, last, keys.detach())
                 layer.values.index_copy_(2, last, values.detach())
