@@ -33,14 +33,15 @@ def summary(
         mine = _figures(row, runs)
         sound = all(count == tokens for run in runs for count, _ in run.outputs.values())
         plain = next((r for r in rows if (r.name, r.batch, r.dtype) == (off, row.batch, row.dtype)), None)
+        plain = None if row.name in (stock, off) else plain
         mine["ratios"] = {
             "stock": _ratios(runs, measured.get(base), "phase", sound),
             "stock_cpu": _ratios(runs, measured.get(base), "cpu", sound),
             "stock_command": _ratios(runs, measured.get(base), "command", sound),
-            "off": _ratios(runs, measured.get(plain), "phase", sound) if plain is not row else None,
-            "off_cpu": _ratios(runs, measured.get(plain), "cpu", sound) if plain is not row else None,
+            "off": _ratios(runs, measured.get(plain), "phase", sound),
+            "off_cpu": _ratios(runs, measured.get(plain), "cpu", sound),
         }
-        mine["same_answers"] = _same(runs, measured.get(base))
+        mine["same_answers"] = _same(runs, measured.get(base)) if base is not None and row.dtype == base.dtype else None
         found.append(mine)
     # A ratio to a row that did not make its tokens is none either.
     if found and base is not None and found[rows.index(base)]["tokens_a_sample"] != [tokens, tokens]:
@@ -150,7 +151,8 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _speed_table(rows: Sequence[dict[str, Any]], on_cpu: bool) -> tuple[list[str], list[list[str]]]:
-    head = ["run", "dtype", "batch", "samples/min", "x stock", *(["by CPU time"] if on_cpu else []), "x policy=off"]
+    cpu = ["by CPU time"] if on_cpu else []
+    head = ["run", "dtype", "batch", "samples/min", "x stock", *cpu, "x policy=off", *cpu]
     head += ["tokens/s", "whole command, samples/min", "x stock", "peak MB", "answers as stock", "limited by"]
     table = []
     for row in rows:
@@ -163,6 +165,7 @@ def _speed_table(rows: Sequence[dict[str, Any]], on_cpu: bool) -> tuple[list[str
                 _ratio(ratios["stock"]) if ratios["stock"] or low == high else made,
                 *([_ratio(ratios["stock_cpu"], spread=False)] if on_cpu else []),
                 _ratio(ratios["off"]),
+                *([_ratio(ratios["off_cpu"], spread=False)] if on_cpu else []),
                 *(f"{row['tokens_per_second']:.1f}", f"{row['command_samples_per_minute']:.1f}"),
                 _ratio(ratios["stock_command"], spread=False),
                 f"{row['peak_bytes'] / 1e6:.0f}",
