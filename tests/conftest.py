@@ -23,3 +23,19 @@ def offline(tmp_path_factory):
     from offline import build
 
     return build(tmp_path_factory.mktemp("offline"))
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request):
+    """A random model in memory, under each attention that a CPU has."""
+    from random_model import random_model
+
+    return random_model(attention=request.param)
+
+
+@pytest.fixture(scope="module")
+def sdpa():
+    """A random model in memory."""
+    from random_model import random_model
+
+    return random_model()

@@ -24,16 +24,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
-def model(request):
-    return random_model(attention=request.param)
-
-
-@pytest.fixture(scope="module")
-def sdpa():
-    return random_model()
-
-
 def deltas(loop, row):
     return [controller.delta[controller.rows == row] for controller in loop.steering.controllers]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import VIDEO, Forced, batch, forced_tokens, prompt, steer
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
@@ -18,16 +18,6 @@ NORMS = {
     "key_norm": lambda cache: cache.layers[-1].keys.square().sum((1, 3)).sqrt(),
     "mean_value_norm": lambda cache: sum(layer.values.square().sum((1, 3)).sqrt() for layer in cache.layers) / 3,
 }
-
-
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
-def model(request):
-    return random_model(attention=request.param)
-
-
-@pytest.fixture(scope="module")
-def sdpa():
-    return random_model()
 
 
 def dropped_tokens(model, inputs, score, ratio):

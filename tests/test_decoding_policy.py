@@ -7,7 +7,13 @@ from random_model import Forced, batch, forced_tokens, prompt, random_model
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities, moving_average
+from lmms_eval_vreason.decoding.entropy import (
+    OBJECTIVE_GRADIENTS,
+    entropy,
+    entropy_of,
+    log_probabilities,
+    moving_average,
+)
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, text=3)]
 

@@ -218,7 +218,7 @@ def capturing_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs)
     """Captures the prefill's tail if the method updates on the first token; else does nothing."""
     if not (method.steers and method.first_token):
         return nullcontext()
-    return capturing(model.model.language_model.layers[-method.layers], model.get_output_embeddings(), tail)
+    return capturing(model.model.language_model.layers[-method.layers], model.model.language_model.norm, tail)
 
 
 def _has_end_token(stopping_criteria: StoppingCriteriaList) -> bool:

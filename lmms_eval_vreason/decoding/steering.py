@@ -27,7 +27,7 @@ class TailInputs:
 
     Attributes:
         args, kwargs: What the first steered decoder layer was called with, cut to the last position.
-        hidden: (batch, 1, hidden_size), what the head was called with.
+        hidden: (batch, 1, hidden_size), the final norm's, which the head is called with.
         logits: (batch, vocabulary), the last position's, with their graph.
         leaves: One (batch, kv_heads, tokens, head_dim) tensor a steered layer: its cached values, requiring grad.
     """
@@ -96,9 +96,9 @@ class Steering:
         tail = TailInputs()
         with ExitStack() as stack:
             stack.enter_context(_grad_from(self.layers[0]))
-            stack.enter_context(capturing(self.layers[0], self.head, tail))
-            for layer in self.cache_layers:
-                stack.enter_context(_updating(layer, append=append, leaves=tail.leaves))
+            stack.enter_context(capturing(self.layers[0], self.text_model.norm, tail))
+            for index, layer in enumerate(self.cache_layers):
+                stack.enter_context(_updating(layer, append=append, follows=index > 0, leaves=tail.leaves))
             yield tail
 
     def update(self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, unfinished: Tensor) -> Update:
@@ -188,15 +188,14 @@ class Steering:
     @torch.no_grad()
     def _refresh(self, tail: TailInputs) -> Tensor:
         with ExitStack() as stack:
-            for layer in self.cache_layers:
-                stack.enter_context(_updating(layer, append=False, leaves=None))
+            for index, layer in enumerate(self.cache_layers):
+                stack.enter_context(_updating(layer, append=False, follows=index > 0, leaves=None))
             return self._run_tail(tail)
 
 
 @contextmanager
 def _grad_from(layer: nn.Module) -> Iterator[None]:
-    """Within it autograd records from ``layer``'s call on: before it there is nothing to record, and grad mode costs
-    every operation its share."""
+    """Within it autograd records from ``layer``'s call on; before it there is nothing to record."""
 
     def record(module: nn.Module, args: tuple) -> None:
         torch.set_grad_enabled(True)
@@ -211,8 +210,9 @@ def _grad_from(layer: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def capturing(first_layer: nn.Module, head: nn.Module, tail: TailInputs) -> Iterator[None]:
-    """Notes, in ``tail``, what the first steered layer and the head are called with, cut to the last position."""
+def capturing(first_layer: nn.Module, norm: nn.Module, tail: TailInputs) -> Iterator[None]:
+    """Notes, in ``tail``, what the first steered layer is called with and the final norm gives, cut to the last
+    position."""
 
     def note_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         cos, sin = kwargs["position_embeddings"]
@@ -224,12 +224,12 @@ def capturing(first_layer: nn.Module, head: nn.Module, tail: TailInputs) -> Iter
             "position_ids": None if ids is None else ids[..., -1:],
         }
 
-    def note_head(module: nn.Module, args: tuple) -> None:
-        tail.hidden = _last(args[0])
+    def note_norm(module: nn.Module, args: tuple, output: Tensor) -> None:
+        tail.hidden = _last(output)
 
     handles = [
         first_layer.register_forward_pre_hook(note_layer, with_kwargs=True, prepend=True),
-        head.register_forward_pre_hook(note_head, prepend=True),
+        norm.register_forward_hook(note_norm),
     ]
     try:
         yield
@@ -244,25 +244,30 @@ def _last(hidden: Tensor) -> Tensor:
 
 
 @contextmanager
-def _updating(layer: CacheLayerMixin, *, append: bool, leaves: list[Tensor] | None) -> Iterator[None]:
+def _updating(layer: CacheLayerMixin, *, append: bool, follows: bool, leaves: list[Tensor] | None) -> Iterator[None]:
     """Within it the cache layer's ``update`` hands out its values as an autograd leaf (noted in ``leaves``, if given)
-    and, with ``append=False``, overwrites the last positions instead of growing."""
+    and, with ``append=False``, does not grow: the token is cached already.
+
+    A layer that ``follows`` a steered one meets a token whose own key and value that one has moved: they are written
+    again, and their gradient goes through them as well.
+    """
 
     def update(keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            if append:
+        if append:
+            with torch.no_grad():
                 type(layer).update(layer, keys.detach(), values.detach(), *args, **kwargs)
+        if follows:
             last = torch.arange(-keys.shape[-2], 0, device=keys.device) + layer.get_seq_length()
             if not append:
-                layer.keys.index_copy_(2, last, keys.detach())
-                layer.values.index_copy_(2, last, values.detach())
+                with torch.no_grad():
+                    layer.keys.index_copy_(2, last, keys.detach())
+                    layer.values.index_copy_(2, last, values.detach())
         if leaves is None:
             return layer.keys, layer.values
         leaf = layer.values.detach().requires_grad_()
         leaves.append(leaf)
-        if not values.requires_grad:
+        if not follows:
             return layer.keys, leaf
-        # An earlier steered layer moves this token's own key and value: its gradient goes through them as well.
         return layer.keys.detach().index_copy(2, last, keys), leaf.index_copy(2, last, values)
 
     layer.update = update
