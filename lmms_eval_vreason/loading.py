@@ -91,12 +91,17 @@ def choose_device(options: ModelOptions, world_size: int) -> tuple[torch.device,
     """The device for the inputs, and the accelerator where several processes share the work.
 
     Raises:
-        ValueError: The device does not exist here.
+        ValueError: The device does not exist here, or is one process' alone.
     """
     try:
         wanted = None if options.device == "auto" else torch.device(options.device)
     except RuntimeError as error:
         raise ValueError(f"device={options.device!r} is not a device: use auto, cpu, cuda or cuda:0") from error
+    if world_size > 1 and options.device_map:
+        raise ValueError(
+            f"device_map={options.device_map!r} spreads one model over the GPUs, and {world_size} processes were "
+            "started: start one process, or leave device_map out"
+        )
     has_cuda = torch.cuda.is_available()
     if wanted is not None and wanted.type == "cuda" and not has_cuda:
         raise ValueError(f"device={options.device!r}: torch sees no CUDA device here. Use device=cpu or device=auto")
@@ -121,7 +126,11 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> str:
 
 
 def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.device):
-    """The model on its device(s), frozen and in evaluation mode."""
+    """The model on its device(s), frozen and in evaluation mode.
+
+    Raises:
+        ValueError: An attention that is not installed, or a model that does not fit on its devices.
+    """
     if (options.attn_implementation or "").startswith("flash") and not is_flash_attn_2_available():
         raise ValueError(
             f"attn_implementation={options.attn_implementation!r}: flash-attn is not installed for this device. "
@@ -137,7 +146,23 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
     )
     if options.device_map is None:
         model = model.to(device)
+    check_placement(model)
     return model.eval().requires_grad_(False)
+
+
+def check_placement(model: torch.nn.Module) -> None:
+    """Refuses a model parts of which wait elsewhere and are brought in for each step: hours become weeks.
+
+    Raises:
+        ValueError: A part lies on the disk, or on the CPU beside others on a GPU.
+    """
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    elsewhere = places & {"disk", "meta"} or (places & {"cpu"} if len(places) > 1 else set())
+    if elsewhere:
+        raise ValueError(
+            f"device_map: the model does not fit on its devices, parts of it lie on: {', '.join(sorted(elsewhere))}. "
+            "Use more or larger GPUs, or dtype=bfloat16"
+        )
 
 
 def load_processor(checkpoint: Checkpoint):

@@ -56,6 +56,9 @@ class Qwen2_5_VL_VReason(lmms):
             self._run_settings = _run_settings(self.options, checkpoint, dtype)
             self._journal = self._open_journal()
             self._model = load_model(checkpoint, self.options.model, self.device)
+            if self.options.model.device_map:
+                # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
+                self.device = self._model.get_input_embeddings().weight.device
             self.processor = load_processor(checkpoint)
             asked = self.options.model
             self._batch_size = BatchSize(asked.batch_size, asked.max_batch_size, memory_of(self._model))

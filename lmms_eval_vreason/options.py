@@ -226,6 +226,11 @@ def _check_together(options: Options) -> None:
         raise ValueError(f"min_pixels={video.min_pixels} is above max_pixels={video.max_pixels}: lower it")
     if model.device_map and model.device == "cpu":
         raise ValueError(f"device_map={model.device_map!r} does not go with device=cpu: leave one of them out")
+    if model.device_map and options.method.compile == "on":
+        raise ValueError(
+            f"compile='on' does not go with device_map={model.device_map!r}: what moves tensors between devices cannot "
+            "be compiled. Leave one of them out"
+        )
     if options.run.journal and options.run.journal != "off":
         check_writable(Path(options.run.journal).expanduser(), "journal")
 

@@ -96,12 +96,17 @@ def test_two_processes_answer_as_one(offline, arguments, thinking_run, tmp_path)
         model_args={**arguments, **THINKING},
         tasks=["videomme"],
         output=tmp_path,
-        extra=("--limit", "4"),
+        extra=("--limit", "4", "--batch_size", "auto", "--max_batch_size", "2"),
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
     )
     alone, _ = thinking_run
     texts = [{s["doc_id"]: text(s["filtered_resps"]) for s in r.samples["videomme"]} for r in (run, alone)]
     assert texts[0] == texts[1]
+    assert run.results["config"]["batch_size"] == "auto"
+    assert run.results["config"]["batch_sizes"][0] in (1, 2)
+    # One line over both processes' samples, and one bar.
+    assert run.log.count("4 of 4 samples steered") == 1
+    assert "4/4 [" in run.log
     assert len(list((tmp_path / "vreason_journal").glob("*.jsonl"))) == 2
 
 

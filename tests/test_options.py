@@ -27,7 +27,8 @@ WRONG = [
     ("seed", -1, "[0,"),
     ("dtype", "int8", "auto, bfloat16, float16, float32"),
     ("attn_implementation", "magic", "sdpa, eager"),
-    ("batch_size", 0, "at least 1"),
+    ("batch_size", 0, "at least 1, or auto"),
+    ("max_batch_size", 0, "at least 1"),
     ("min_pixels", "small", "at least 784"),
     ("max_pixels", 100, "at least 784"),
     ("max_num_frames", 1, "at least 2"),
@@ -91,6 +92,8 @@ def test_values_that_exclude_each_other():
         parse_options({"min_pixels": 90000, "max_pixels": 80000})
     with pytest.raises(ValueError, match="device_map"):
         parse_options({"device": "cpu", "device_map": "auto"})
+    with pytest.raises(ValueError, match="compile='on' does not go with device_map"):
+        parse_options({"compile": "on", "device_map": "auto"})
     with pytest.raises(ValueError, match="head_topk"):
         parse_options({"head_topk": 64, "objective": "kl_u_p"})
 
