@@ -5,12 +5,17 @@ import json
 import math
 import random
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -30,6 +35,7 @@ _OURS = {
 }
 _STOCK_DTYPE = "bfloat16"  # what the stock class loads, whatever the device
 _PUBLISHED = ("3b", "7b", "32b", "72b")
+_VISION_WEIGHTS = 680_000_000
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     rows = [row for row in entries(args.batch_sizes, dtype, device, args) if _wanted(row, args)]
-    with tempfile.TemporaryDirectory(prefix="vreason-bench-") as folder:
+    with _terminable(), tempfile.TemporaryDirectory(prefix="vreason-bench-") as folder:
         _check_room(shape, args, device, Path(folder))
         fixture = build(
             Path(folder),
@@ -54,21 +60,38 @@ def run(args: argparse.Namespace) -> int:
             device=device,
         )
         settings = Settings(fixture, device, attention, args.tokens, args.threads)
-        runs = _Rounds(settings, rows, args.rounds, delay)
-        runs.all()
-    report = {
-        "shape": {"name": args.shape, **asdict(shape)},
-        "settings": {**{k: v for k, v in vars(args).items() if k != "run"}, "device": device, "attention": attention},
-        "video_tokens": fixture.video_tokens,
-        "samples": fixture.samples,
-        "machine": {**machine(device), "lmms_eval": version("lmms_eval")},
-        "rows": summary(rows, runs.measured, STOCK, OFF, args.tokens),
-        "delays": delays(rows, runs.measured, runs.delayed),
-    }
+        rounds = _Rounds(settings, rows, args.rounds, delay)
+        rounds.run()
+    report = {"shape": {"name": args.shape, **asdict(shape)}, **_report(args, settings, rounds)}
     output.write_text(json.dumps(report, indent=1) + "\n")
     show(report)
     print(f"written: {output}")
     return 0
+
+
+def _report(args: argparse.Namespace, settings: Settings, rounds: "_Rounds") -> dict[str, Any]:
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    return {
+        "settings": {**given, "device": settings.device, "attention": settings.attention},
+        "video_tokens": settings.fixture.video_tokens,
+        "samples": settings.fixture.samples,
+        "machine": {**machine(settings.device), "lmms_eval": version("lmms_eval")},
+        "rows": summary(rounds.rows, rounds.measured, STOCK, OFF, args.tokens),
+        "delays": delays(rounds.rows, rounds.measured, rounds.delayed),
+    }
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM unwinds the stack, as Ctrl-C does: no run goes on alone, and no checkpoint stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def entries(batch_sizes: list[int], dtype: str, device: str, args: argparse.Namespace) -> list[Entry]:
@@ -100,7 +123,9 @@ def _attention(name: str | None, device: str) -> str:
 
 def _check_room(shape: Shape, args: argparse.Namespace, device: str, folder: Path) -> None:
     """Refuses, before anything is made, a checkpoint that does not fit on the disk or the device."""
-    size = 2 * (shape.weights() + (0 if shape.tied else shape.head_weights()))  # bfloat16; input embeddings besides
+    # In bfloat16, with input embeddings and vision tower.
+    weights = shape.weights() + (0 if shape.tied else shape.head_weights())
+    size = 2 * (weights + (_VISION_WEIGHTS if args.shape in _PUBLISHED else 0))
     if args.shape in _PUBLISHED and device == "cpu":
         raise ValueError(f"--shape {args.shape} takes days on a CPU: use --device cuda, or --shape narrow or medium")
     free = shutil.disk_usage(folder).free
@@ -155,7 +180,7 @@ class _Rounds:
         self._took: dict[tuple[Entry, bool], float] = {}
         self._number = 0
 
-    def all(self) -> None:
+    def run(self) -> None:
         shuffle, order = random.Random(0), list(self.rows)
         steps = [(row, False) for row in order] + [(row, True) for row in order if self.delay is not None]
         self._left = steps * self.rounds
@@ -165,9 +190,9 @@ class _Rounds:
             for number in range(self.rounds):
                 shuffle.shuffle(order)
                 for row in order:
-                    self._run(row, number)
+                    self._measure(row, number)
 
-    def _run(self, row: Entry, number: int) -> None:
+    def _measure(self, row: Entry, number: int) -> None:
         plain = self._timed(row, number, 0.0)
         self.measured[row].append(plain)
         if self.delay is not None:

@@ -123,3 +123,6 @@ def save_checkpoint(folder: Path, shape: Shape, *, vision: bool, device: str) ->
     model.generation_config = build_generation_config(tokenizer)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    del model, rows
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # the runs need it, and this process lives on beside them
