@@ -59,8 +59,9 @@ def test_it_answers_in_form_and_from_the_video(shapes, items):
     frames = [sampled(item.pictures) for item in items]
     own = evaluate(model, processor, items, frames=frames, progress=False)
     others = evaluate(model, processor, items, frames=frames[9:] + frames[:9], progress=False)
-    assert own.format_valid >= 0.95
-    assert own.accuracy >= others.accuracy + 0.2
+    assert own.format_valid >= 0.99
+    assert own.accuracy >= 0.9
+    assert others.accuracy <= 0.5
 
 
 def test_thinking_lengths_and_entropies_vary(traced):

@@ -239,7 +239,8 @@ def train(args: argparse.Namespace) -> None:
             if run.step % args.save_every == 0 or run.step == total:
                 run.save_state()
     run.model.eval()
-    save_checkpoint(run.model, run.processor, run.folder / "checkpoint", dtype="float16")
+    # A fresh processor: the one in use has taken note of how it last padded.
+    save_checkpoint(run.model, build_processor(), run.folder / "checkpoint", dtype="float16")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -250,7 +251,7 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
     described.add_argument("--drill-steps", type=int, default=500, help="steps on text alone")
     described.add_argument("--drill-rows", type=int, default=32)
-    described.add_argument("--steps", type=int, default=10000, help="steps on clips; one in four is text again")
+    described.add_argument("--steps", type=int, default=4500, help="steps on clips; one in four is text again")
     described.add_argument("--narrated", type=float, default=0.7, help="share of these steps whose clips are narrated")
     described.add_argument("--naming", type=float, default=0.5, help="weight of naming what video tokens show")
     described.add_argument("--clips", type=int, default=12, help="clips a step, three rows each")
