@@ -266,6 +266,8 @@ def mixed_records():
 def test_steering_line_counts_what_the_journal_holds():
     line = steering_line(mixed_records())
     assert "3 of 5 samples steered, 30 updates, mean ΔH +0.0080 nats a due step (-0.0100 where α = −1, +0.0200" in line
+    # Ten updates of 0.001 each.
+    assert "values turned by 1.0% at a sample's end" in line
     assert "25% without video tokens" in line
     assert "1 failed" in line
     # 10 of 20 tokens are due at 0.12 s; the 9 other steps after the prefill take 0.1 s each, as do the unsteered.

@@ -205,11 +205,14 @@ def _first_items(media: pa.ListArray) -> list[str | None]:
 
 
 def steering_facts(table: pa.Table) -> dict:
-    """The facts of ``summary.steering_facts``, from a journal's table; ΔH over the samples whose arrays were kept."""
+    """The facts of ``summary.steering_facts``, from a journal's table; ΔH and shift over samples with arrays kept."""
     frame = sample_frame(table)
     finished, traced = ~frame["failed"], frame["traced"] & ~frame["failed"]
     kept = with_arrays(table)
     changes, alpha = trace_arrays(kept, "entropy_change")[0], trace_arrays(kept, "alpha")[0]
+    shifts, _, owner = trace_arrays(kept, "shift")
+    last = np.flatnonzero(np.diff(owner, append=-1))
+    moved = sample_frame(kept)["updates"].fillna(0).to_numpy()[owner[last]] > 0
     timed = frame[traced & frame[["seconds_ordinary", "seconds_due"]].notna().all(axis=1)]
     ordinary = (timed["output_tokens"] - 1 - timed["updates"]).clip(lower=0)
     notes = frame.loc[traced & frame["note"].fillna("").ne(""), "note"].value_counts().to_dict()
@@ -222,6 +225,7 @@ def steering_facts(table: pa.Table) -> dict:
         "entropy_change": _mean(changes),
         "entropy_change_lowering": _mean(changes[alpha < 0]),
         "entropy_change_raising": _mean(changes[alpha > 0]),
+        "shift": _mean(shifts[last][moved]),
         "without_video": float((frame.loc[traced, "video_tokens"] == 0).mean()) if traced.any() else None,
         "overhead": overhead(
             {"ordinary": int(ordinary.sum()), "due": int(timed["updates"].sum())},

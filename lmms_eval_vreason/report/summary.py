@@ -49,7 +49,8 @@ def steering_facts(records: Iterable[dict]) -> dict:
     Returns:
         ``samples``, ``failed`` (with an error), ``steered`` (at least one update), ``updates``,
         ``entropy_change`` (mean over due steps, nats, or None), ``entropy_change_lowering`` and ``…_raising`` (the
-        same where α is -1 and +1), ``without_video`` (share of the traced samples, or None), ``overhead`` (share, or
+        same where α is -1 and +1), ``shift`` (mean ‖ΔV‖/‖V‖ at the last token of steered samples, or None),
+        ``without_video`` (share of the traced samples, or None), ``overhead`` (share, or
         None) and ``notes`` (why samples were not steered → how many).
     """
     records = list(records)
@@ -57,6 +58,7 @@ def steering_facts(records: Iterable[dict]) -> dict:
     traces = [record["trace"] for record in finished if record.get("trace") is not None]
     steps = [pair for trace in traces for pair in zip(trace["alpha"], trace["entropy_change"], strict=True)]
     changes = [(alpha, change) for alpha, change in steps if change is not None]
+    shifts = [trace["shift"][-1] for trace in traces if trace["updates"] > 0]
     notes = Counter(trace["note"] for trace in traces if trace["note"])
     untraced = len(finished) - len(traces)
     if untraced:
@@ -69,6 +71,7 @@ def steering_facts(records: Iterable[dict]) -> dict:
         "entropy_change": _mean([change for _, change in changes]),
         "entropy_change_lowering": _mean([change for alpha, change in changes if alpha < 0]),
         "entropy_change_raising": _mean([change for alpha, change in changes if alpha > 0]),
+        "shift": _mean(shifts),
         "without_video": sum(1 for trace in traces if not trace["video_tokens"]) / len(traces) if traces else None,
         "overhead": _overhead(finished),
         "notes": dict(notes.most_common()),
@@ -80,6 +83,8 @@ def format_facts(facts: dict) -> str:
     parts = [f"{facts['steered']} of {facts['samples']} samples steered", f"{facts['updates']} updates"]
     if facts["entropy_change"] is not None:
         parts.append(f"mean ΔH {facts['entropy_change']:+.4f} nats a due step{_by_sign(facts)}")
+    if facts["shift"] is not None:
+        parts.append(f"values turned by {100 * facts['shift']:.1f}% at a sample's end")
     if facts["without_video"] is not None:
         parts.append(f"{100 * facts['without_video']:.0f}% without video tokens")
     if facts["overhead"] is not None:
