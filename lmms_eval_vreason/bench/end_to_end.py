@@ -208,6 +208,10 @@ class _Rounds:
         self._took[row, bool(delay)] = time.monotonic() - started
         self._left.remove((row, bool(delay)))
         self._bar.update()
+        rate = 60 * len(measurement.outputs) / measurement.phase
+        self._bar.write(
+            f"{row.label}{slow}: {rate:.1f} samples/min, {measurement.cpu:.1f} CPU seconds", file=sys.stderr
+        )
         return measurement
 
     def _tick(self) -> None:
