@@ -209,9 +209,7 @@ class _Rounds:
         self._left.remove((row, bool(delay)))
         self._bar.update()
         rate = 60 * len(measurement.outputs) / measurement.phase
-        self._bar.write(
-            f"{row.label}{slow}: {rate:.1f} samples/min, {measurement.cpu:.1f} CPU seconds", file=sys.stderr
-        )
+        self._bar.write(f"{row.label}{slow}: {rate:.1f} samples/min, {measurement.cpu:.1f} s CPU", file=sys.stderr)
         return measurement
 
     def _tick(self) -> None:
