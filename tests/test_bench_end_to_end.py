@@ -103,11 +103,13 @@ def test_peak_memory_is_of_this_process():
 
 def test_the_command_holds_what_all_rows_share(fixture, tmp_path):
     settings = Settings(fixture, "cpu", "sdpa", tokens=17, threads=1)
-    arguments = SimpleNamespace(dtype=None)
-    rows = entries([1, 4], "bfloat16", "cpu", arguments)
+    rows = entries([1, 4], None, "cpu")
     assert [row.batch for row in rows if row.name == STOCK] == [1]
-    assert {(row.name, row.batch) for row in rows if row.dtype == "float32"} == {(OFF, 1), (OFF, 4)}
-    assert all(row.dtype == "bfloat16" for row in entries([1], "bfloat16", "cuda", arguments))
+    # Each class in what it loads by itself, or both in one dtype.
+    assert {row.dtype for row in rows if row.name == STOCK} == {"bfloat16"}
+    assert {row.dtype for row in rows if row.name != STOCK} == {"float32"}
+    assert {row.dtype for row in entries([1], None, "cuda")} == {"bfloat16"}
+    assert {row.dtype for row in entries([1], "float16", "cpu")} == {"float16"}
     for row in rows:
         line = command(row, settings, tmp_path, delay=0.5)
         shared = line[line.index("--model_args") + 1]

@@ -73,7 +73,7 @@ def add_commands(subparsers) -> None:
     bench.add_argument("--shape", choices=_SHAPES, help="the text decoder's shape (medium; end to end narrow)")
     bench.add_argument("--layers", type=_positive, help="keep only the last N layers; steps' ratios are scaled")
     bench.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: CUDA where there is one")
-    bench.add_argument("--dtype", choices=_DTYPES, help="float32 on a CPU, bfloat16 on CUDA; end to end bfloat16")
+    bench.add_argument("--dtype", choices=_DTYPES, help="float32 on a CPU, bfloat16 on CUDA; end to end each its own")
     bench.add_argument("--attention", help="attn_implementation (sdpa; end to end flash attention where there is one)")
     bench.add_argument("--video-tokens", type=_positive, metavar="N", help="a sample (256; end to end about 400)")
     bench.add_argument("--tokens", type=_positive, metavar="N", help="timed a run (8), or end to end a sample (128)")

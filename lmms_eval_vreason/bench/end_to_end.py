@@ -42,12 +42,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs the benchmark as the command line says. Raises ValueError for what cannot be run."""
     device = device_of(args.device)
     shape, attention = SHAPES[args.shape].cut(args.layers), _attention(args.attention, device)
-    dtype = args.dtype or _STOCK_DTYPE
     delay = None if args.reading_delay is None else Delay.parse(args.reading_delay)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    rows = [row for row in entries(args.batch_sizes, dtype, device, args) if _wanted(row, args)]
+    rows = [row for row in entries(args.batch_sizes, args.dtype, device) if _wanted(row, args)]
     with _terminable(), tempfile.TemporaryDirectory(prefix="vreason-bench-") as folder:
         _check_room(shape, args, device, Path(folder))
         fixture = build(
@@ -94,21 +93,20 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def entries(batch_sizes: list[int], dtype: str, device: str, args: argparse.Namespace) -> list[Entry]:
-    """All rows. On a CPU ours is run in float32 as well, its own default there, unless a dtype is asked for."""
-    rows = [Entry(STOCK, "qwen2_5_vl", f"device_map={device}", 1, dtype)]
+def entries(batch_sizes: list[int], dtype: str | None, device: str) -> list[Entry]:
+    """All rows: both classes in ``dtype``, or, for None, each in the one that it loads by itself."""
+    own = dtype or ("float32" if device == "cpu" else _STOCK_DTYPE)
+    rows = [Entry(STOCK, "qwen2_5_vl", f"device_map={device}", 1, dtype or _STOCK_DTYPE)]
     for batch in batch_sizes:
         for name, arguments in _OURS.items():
-            rows.append(Entry(name, "qwen2_5_vl_vreason", f"{arguments},dtype={dtype}", batch, dtype))
-        if device == "cpu" and args.dtype is None:
-            rows.append(Entry(OFF, "qwen2_5_vl_vreason", f"{_OURS[OFF]},dtype=float32", batch, "float32"))
+            rows.append(Entry(name, "qwen2_5_vl_vreason", f"{arguments},dtype={own}", batch, own))
     return rows
 
 
 def _wanted(row: Entry, args: argparse.Namespace) -> bool:
     if args.only is not None:
         return row.name == STOCK or args.only in row.label
-    return args.reading_delay is None or (row.name in (STOCK, OFF) and row.dtype == (args.dtype or _STOCK_DTYPE))
+    return args.reading_delay is None or row.name in (STOCK, OFF)
 
 
 def _attention(name: str | None, device: str) -> str:
