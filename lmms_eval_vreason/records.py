@@ -96,6 +96,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
         return {**kept, "trace": None}
     due = [pair for pair in zip(trace["alpha"], trace["entropy_change"], strict=True) if pair[1] is not None]
     steps = {"alpha": [alpha for alpha, _ in due], "entropy_change": [change for _, change in due]}
+    steps["shift"] = trace["shift"][-1:]
     return {**kept, "trace": {**{name: trace[name] for name in _COUNTED}, **steps}}
 
 
