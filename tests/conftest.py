@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny checkpoint, and the stock benchmarks on a machine without network."""
 
 import os
+from functools import partial
 
 # Set before torch is imported anywhere: the models are tiny, and several test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,14 @@ def tiny_checkpoint(tmp_path_factory):
     from lmms_eval_vreason.shapes.architecture import random_checkpoint
 
     return random_checkpoint(tmp_path_factory.mktemp("checkpoint"), layers=3, repetition_penalty=1.05)
+
+
+@pytest.fixture
+def load(tiny_checkpoint, tmp_path):
+    """Loads the model class on the tiny checkpoint, with a journal that all of a test's models share."""
+    from lmms_eval_vreason.model import Qwen2_5_VL_VReason
+
+    return partial(Qwen2_5_VL_VReason, pretrained=str(tiny_checkpoint), device="cpu", journal=str(tmp_path / "journal"))
 
 
 @pytest.fixture(scope="session")

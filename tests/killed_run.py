@@ -13,18 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from lmms_eval.api.instance import Instance
+from instances import answered, instances
 
 from lmms_eval_vreason.model import Qwen2_5_VL_VReason
 
 SAMPLES = 60
 SETTINGS = {"max_new_tokens": 16, "do_sample": False, "until": []}
 WORDS = "what moves to the left in this video and what is its colour after it has turned"
-
-
-def messages(doc):
-    video = {"type": "video", "url": doc["video"]}
-    return [{"role": "user", "content": [video, {"type": "text", "text": doc["text"]}]}]
 
 
 def documents(folder):
@@ -45,21 +40,7 @@ def answer(folder, checkpoint, rank, processes, output):
         max_answer_tokens=3,
         batch_size=2,
     )
-    docs = documents(folder)
-    model.task_dict = {"task": {"test": docs}}
-    requests = [
-        Instance(
-            request_type="generate_until",
-            arguments=("", messages, dict(SETTINGS), index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(rank, len(docs), processes)
-    ]
-    results = model.generate_until(requests)
-    rows = [
-        [r.args[3], result.text, result.token_counts.to_dict()] for r, result in zip(requests, results, strict=True)
-    ]
+    rows = answered(model, instances(model, documents(folder), SETTINGS, rank=rank, size=processes))
     partial = output.with_suffix(".part")
     partial.write_text(json.dumps(rows))
     partial.rename(output)

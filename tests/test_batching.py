@@ -1,11 +1,12 @@
 """Batches: their size found by itself, their prompts of like length, and the next videos read meanwhile."""
 
 import threading
+from functools import partial
 
 import psutil
 import pytest
 import torch
-from lmms_eval.api.instance import Instance
+from instances import instances
 from offline import write_video
 
 from lmms_eval_vreason import run as run_module
@@ -13,7 +14,6 @@ from lmms_eval_vreason.batch_size import BatchSize, HostMemory, _peak_bytes, ava
 from lmms_eval_vreason.batching import Padding, grouped, prompt_lengths
 from lmms_eval_vreason.generation import Generator
 from lmms_eval_vreason.journal import latest_samples, read_records
-from lmms_eval_vreason.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.options import VideoOptions, parse_options
 from lmms_eval_vreason.records import Waiting
 from lmms_eval_vreason.samples import Media, Sample, Settings
@@ -184,32 +184,13 @@ def test_neighbours_are_of_like_length_so_that_little_is_padded(videos):
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tmp_path):
-    def make(**arguments):
-        given = {"pretrained": str(tiny_checkpoint), "device": "cpu", "journal": str(tmp_path / "journal")}
-        small = {"min_pixels": 784, "max_pixels": 112 * 112, "max_num_frames": 6}
-        budgets = {"max_thinking_tokens": 4, "max_answer_tokens": 2}
-        return Qwen2_5_VL_VReason(**{**given, **small, **budgets, **arguments})
-
-    return make
-
-
-def messages(doc):
-    video = {"type": "video", "url": doc["video"]}
-    return [{"role": "user", "content": [video, {"type": "text", "text": doc["text"]}]}]
+def build(load):
+    budgets = {"max_thinking_tokens": 4, "max_answer_tokens": 2}
+    return partial(load, min_pixels=784, max_pixels=112 * 112, max_num_frames=6, **budgets)
 
 
 def answer(model, docs):
-    model.task_dict = {"task": {"test": docs}}
-    requests = [
-        Instance(
-            request_type="generate_until",
-            arguments=("", messages, {"do_sample": False, "until": []}, index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(len(docs))
-    ]
+    requests = instances(model, docs, {"do_sample": False, "until": []})
     return [result.text for result in model.generate_until(requests)]
 
 

@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from lmms_eval.api.instance import Instance
+from instances import instances
 from offline import write_video
 
 from lmms_eval_vreason.generation import Generator
@@ -27,22 +28,8 @@ SMALL = {
 }
 
 
-def messages(doc):
-    video = {"type": "video", "url": doc["video"]}
-    return [{"role": "user", "content": [video, {"type": "text", "text": doc["text"]}]}]
-
-
 def answer(model, docs):
-    model.task_dict = {"task": {"test": docs}}
-    requests = [
-        Instance(
-            request_type="generate_until",
-            arguments=("", messages, {"do_sample": False, "until": []}, index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(len(docs))
-    ]
+    requests = instances(model, docs, {"do_sample": False, "until": []})
     return [result.text for result in model.generate_until(requests)]
 
 
@@ -51,12 +38,8 @@ def records(model):
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tmp_path):
-    def make(**arguments):
-        given = {"pretrained": str(tiny_checkpoint), "device": "cpu", "journal": str(tmp_path / "journal")}
-        return Qwen2_5_VL_VReason(**{**given, **SMALL, **arguments})
-
-    return make
+def build(load):
+    return partial(load, **SMALL)
 
 
 @pytest.fixture(scope="module")

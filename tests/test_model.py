@@ -1,11 +1,11 @@
 """The model class within one process: requests in, answers out, faults kept to their sample."""
 
-import copy
 import json
+from functools import partial
 
 import pytest
 import torch
-from lmms_eval.api.instance import Instance
+from instances import instances
 from offline import write_video
 
 from lmms_eval_vreason.journal import latest_samples, read_records
@@ -25,12 +25,8 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tmp_path):
-    def make(**arguments):
-        given = {"pretrained": str(tiny_checkpoint), "device": "cpu", "journal": str(tmp_path / "journal")}
-        return Qwen2_5_VL_VReason(**{**given, **VIDEO, **BUDGETS, **arguments})
-
-    return make
+def build(load):
+    return partial(load, **VIDEO, **BUDGETS)
 
 
 def messages(doc):
@@ -39,16 +35,7 @@ def messages(doc):
 
 
 def requests(model, docs, settings=GREEDY):
-    model.task_dict = {"task": {"test": docs}}
-    return [
-        Instance(
-            request_type="generate_until",
-            arguments=("", messages, copy.deepcopy(settings), index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(len(docs))
-    ]
+    return instances(model, docs, settings, messages)
 
 
 def questions(videos, count=6):

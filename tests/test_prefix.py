@@ -1,11 +1,11 @@
 """Prompts that go on from a shared, prefilled start: the same tokens, one prefill a video, little held."""
 
-import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from lmms_eval.api.instance import Instance
+from instances import instances
 from offline import write_video
 from random_model import END, VISION_END, batch, prompt, random_model, steer
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
@@ -14,7 +14,6 @@ from lmms_eval_vreason import VReason, prefix
 from lmms_eval_vreason.decoding.compiled import static_cache
 from lmms_eval_vreason.decoding.prefix import continued, copy_cache, prefill, prefix_bytes
 from lmms_eval_vreason.journal import latest_samples, read_records
-from lmms_eval_vreason.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.samples import Media, Sample, Settings
 
 METHODS = {
@@ -119,13 +118,8 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tmp_path):
-    def make(**arguments):
-        given = {"pretrained": str(tiny_checkpoint), "device": "cpu", "journal": str(tmp_path / "journal")}
-        budgets = {"max_thinking_tokens": 6, "max_answer_tokens": 2, "resume": "off", "on_error": "raise"}
-        return Qwen2_5_VL_VReason(**{**given, **VIDEO, **budgets, **arguments})
-
-    return make
+def build(load):
+    return partial(load, **VIDEO, max_thinking_tokens=6, max_answer_tokens=2, resume="off", on_error="raise")
 
 
 def documents(videos):
@@ -148,19 +142,6 @@ def messages(doc):
     return [{"role": "user", "content": [*first, *media, {"type": "text", "text": doc["text"]}]}]
 
 
-def requests(model, docs, settings):
-    model.task_dict = {"task": {"test": docs}}
-    return [
-        Instance(
-            request_type="generate_until",
-            arguments=("", messages, copy.deepcopy(settings), index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(len(docs))
-    ]
-
-
 class Counted:
     """Runs documents and counts what the vision tower and the language model were given."""
 
@@ -171,7 +152,7 @@ class Counted:
             core.visual.register_forward_pre_hook(self._count_vision, with_kwargs=True),
             core.language_model.register_forward_pre_hook(self._count_tokens, with_kwargs=True),
         ]
-        results = model.generate_until(requests(model, docs, settings))
+        results = model.generate_until(instances(model, docs, settings, messages))
         for handle in handles:
             handle.remove()
         self.texts, self.counts = [r.text for r in results], [r.token_counts for r in results]

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from lmms_eval.api.instance import Instance
+from instances import answered, instances
 from PIL import Image
 
 from lmms_eval_vreason.generation import Generator
@@ -87,21 +87,8 @@ def answer(rank, size, docs, journal, checkpoint, arguments):
         max_answer_tokens=3,
         **arguments,
     )
-    model.task_dict = {"task": {"test": docs}}
     settings = {"max_new_tokens": 16, "do_sample": False, "until": []}
-    requests = [
-        Instance(
-            request_type="generate_until",
-            arguments=("", messages, dict(settings), index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(rank, len(docs), size)
-    ]
-    results = model.generate_until(requests)
-    return [
-        [r.args[3], result.text, result.token_counts.to_dict()] for r, result in zip(requests, results, strict=True)
-    ]
+    return answered(model, instances(model, docs, settings, messages, rank=rank, size=size))
 
 
 def run(folder, checkpoint, name, docs, generates, **arguments):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -121,7 +122,8 @@ def name_cells(scene: Scene) -> list[tuple[str, ...]]:
     return named
 
 
-def _ids(tokenizer, words_: Sequence[str]) -> set[int]:
+@cache
+def _ids(tokenizer, words_: tuple[str, ...]) -> set[int]:
     """The ids of words with a space before them."""
     return {ids[0] for ids in tokenizer([f" {word}" for word in words_])["input_ids"]}
 
