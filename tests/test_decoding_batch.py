@@ -25,7 +25,7 @@ METHODS = {
 
 
 def deltas(loop, row):
-    return [controller.delta[controller.rows == row] for controller in loop.steering.controllers]
+    return [controller.per_sample(controller.delta)[row] for controller in loop.steering.controllers]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

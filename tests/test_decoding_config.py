@@ -128,7 +128,7 @@ def test_learning_rate_scales_the_first_step(model):
 def test_sgd_follows_the_gradient(model):
     loop = run(model, count=2, optimizer="sgd", learning_rate=2.0)
     for row, trace in enumerate(loop.traces):
-        moved = delta(loop)[loop.steering.controllers[0].rows == row].norm().item()
+        moved = loop.steering.controllers[0].per_sample(delta(loop))[row].norm().item()
         assert moved == pytest.approx(2.0 * trace.grad_norm[1], rel=1e-5)
 
 
@@ -221,10 +221,10 @@ def test_trace_arrays(model):
         assert trace.seconds_ordinary == 0
     controller = loop.steering.controllers[0]
     for row, trace in enumerate(loop.traces):
-        mine = controller.rows == row
-        shift = controller.delta[mine].norm() / controller.original[mine].norm()
+        delta, original = (controller.per_sample(x)[row] for x in (controller.delta, controller.original))
+        shift = delta.norm() / original.norm()
         assert trace.shift[-1] == pytest.approx(shift.item(), rel=1e-5)
-        assert trace.video_tokens == mine.sum()
+        assert trace.video_tokens == len(delta)
 
 
 def test_trace_over_more_tokens_than_a_block(model):

@@ -59,7 +59,8 @@ def test_no_graph_survives_the_step(model, monkeypatch, method, cache):
         def wrapped(*args, **kwargs):
             result = function(*args, **kwargs)
             tail = result[1] if isinstance(result, tuple) else result
-            alive.extend(weakref.ref(thing) for thing in (tail.logits, tail.hidden, *tail.leaves, *tail.args[:1]))
+            captured = [tail.logits, tail.hidden, *tail.leaves, *tail.args[:1]]
+            alive.extend(weakref.ref(thing) for thing in captured if thing is not None)
             return result
 
         return wrapped
@@ -82,7 +83,7 @@ def test_no_graph_survives_the_step(model, monkeypatch, method, cache):
         logits_processor=LogitsProcessorList([processor]),
     )
     assert before > 0
-    assert len(alive) >= 4 * 4
+    assert len(alive) >= 4 * 3
     assert processor.seen == [(0, 0)] * 5
 
 

@@ -19,11 +19,11 @@ def one_step(scale, rounding, dtype=torch.bfloat16, steps=1):
     controller = ValueCacheController(values, mask, optimizer="adam", learning_rate=0.01, rounding=rounding)
     gradient = torch.randn(600, 2, 16, generator=generator)
     for _ in range(steps):
-        controller.step(gradient.clone(), torch.tensor([True, True]))
+        controller.step(gradient.clone(), [True, True])
     controller.write(values)
     was = controller.original.double()
-    wanted = moved_values(controller.original, controller.delta, "head").double() - was
-    got = values[controller.rows, :, controller.columns].double() - was
+    wanted = moved_values(controller.original, controller.delta, "head")[0].double() - was
+    got = controller.take(values).double() - was
     return ((got * wanted).sum() / wanted.square().sum()).item(), (got != 0).double().mean().item()
 
 
@@ -54,7 +54,7 @@ def test_values_without_a_step_are_written_to_the_bit():
     values = torch.randn(2, 2, 50, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     before, mask = values.clone(), torch.ones(2, 50, dtype=torch.bool)
     controller = ValueCacheController(values, mask, optimizer="adam", learning_rate=0.01, rounding="stochastic")
-    controller.step(torch.ones(100, 2, 16), torch.tensor([True, False]))
+    controller.step(torch.ones(100, 2, 16), [True, False])
     controller.write(values)
     assert torch.equal(values[1], before[1])
     assert not torch.equal(values[0], before[0])
@@ -94,8 +94,8 @@ def test_the_update_reaches_the_cache_of_a_model(dtype, rounding, cache):
     (controller,), layer = loop.steering.controllers, loop.steering.cache_layers[0]
     assert (controller.delta.dtype, controller.original.dtype, layer.values.dtype) == (torch.float32, dtype, dtype)
     was = controller.original.double()
-    written = layer.values[controller.rows, :, controller.columns].double()
-    wanted = moved_values(controller.original, controller.delta, "head").double()
+    written = controller.take(layer.values).double()
+    wanted = moved_values(controller.original, controller.delta, "head")[0].double()
     assert ((written - was) * (wanted - was)).sum() / (wanted - was).square().sum() == pytest.approx(1.0, abs=0.05)
     spacing = torch.finfo(dtype).eps * wanted.abs().clamp_min(1e-3)
     assert ((written - wanted).abs() <= spacing).all()

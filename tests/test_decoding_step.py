@@ -89,7 +89,7 @@ def test_values_are_free_without_a_norm(model):
     inputs, tokens = batch(four_prompts(2)), forced_tokens(4, 9)
     layers, loop = cache_after(model, inputs, tokens, VReason(learning_rate=0.3, norm="none", policy="maximize"))
     (controller,) = loop.steering.controllers
-    written = layers[-1].values[controller.rows, :, controller.columns]
+    written = controller.take(layers[-1].values)
     assert torch.allclose(written, controller.original + controller.delta)
     assert (written.norm(dim=-1) / controller.original.norm(dim=-1) - 1).abs().max() > 0.01
 
@@ -108,26 +108,26 @@ def test_adam_is_torch_adam():
     generator = torch.Generator().manual_seed(1)
     for step in range(7):
         gradient = torch.randn(10, 2, 8, generator=generator)
-        active = torch.tensor([True, step % 3 != 1])
+        active = [True, step % 3 != 1]
         controller.step(gradient.clone(), active)
         for row, (reference, optimizer) in enumerate(zip(references, optimizers, strict=True)):
             if active[row]:
-                reference.grad = gradient[controller.rows == row]
+                reference.grad = controller.per_sample(gradient)[row]
                 optimizer.step()
     for row, reference in enumerate(references):
-        assert torch.allclose(controller.delta[controller.rows == row], reference, atol=1e-7)
+        assert torch.allclose(controller.per_sample(controller.delta)[row], reference, atol=1e-7)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_an_inactive_sample_keeps_its_state_to_the_bit(optimizer):
     controller, _ = one_controller(optimizer)
     gradient = torch.randn(10, 2, 8, generator=torch.Generator().manual_seed(1))
-    controller.step(gradient.clone(), torch.tensor([True, True]))
-    second = controller.rows == 1
-    before = controller.delta.clone()
-    controller.step(gradient, torch.tensor([True, False]))
-    assert torch.equal(controller.delta[second], before[second])
-    assert not torch.equal(controller.delta[~second], before[~second])
+    controller.step(gradient.clone(), [True, True])
+    before = [delta.clone() for delta in controller.per_sample(controller.delta)]
+    controller.step(gradient, [True, False])
+    first, second = controller.per_sample(controller.delta)
+    assert torch.equal(second, before[1])
+    assert not torch.equal(first, before[0])
 
 
 def test_a_gradient_that_is_not_finite_ends_the_steering_of_its_sample(model):
@@ -155,10 +155,9 @@ def test_a_gradient_that_is_not_finite_ends_the_steering_of_its_sample(model):
     finally:
         hook.remove()
     (controller,) = loop.steering.controllers
-    moved = [bool(controller.delta[controller.rows == row].any()) for row in range(4)]
+    moved = [bool(controller.per_sample(controller.delta)[row].any()) for row in range(4)]
     assert moved == [True, False, True, True]
     assert [trace.updates for trace in loop.traces] == [3, 0, 3, 3]
     assert loop.traces[1].note.startswith("a gradient was not finite")
-    values = loop.steering.cache_layers[0].values[controller.rows, :, controller.columns]
-    second = controller.rows == 1
-    assert torch.equal(values[second], controller.original[second])
+    values = controller.take(loop.steering.cache_layers[0].values)
+    assert torch.equal(*(controller.per_sample(x)[1] for x in (values, controller.original)))

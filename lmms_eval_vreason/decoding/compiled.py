@@ -2,7 +2,8 @@
 
 An autograd graph that outlives a call cannot be part of a compiled one. So the due step is written here as one
 function of the decoder's layers, in which ``torch.func`` differentiates the last one. It costs what the inline step of
-:mod:`lmms_eval_vreason.decoding.steering` does.
+:mod:`lmms_eval_vreason.decoding.steering` does. Nor can a graph that serves every prompt know which samples move and
+where their video tokens lie: here these are tensors, where the inline step has numbers.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,13 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
 from lmms_eval_vreason.decoding.config import VReason
+from lmms_eval_vreason.decoding.controller import (
+    Adam,
+    ValueCacheController,
+    moved_values,
+    rounded,
+    shift_gradient,
+)
 from lmms_eval_vreason.decoding.entropy import (
     OBJECTIVE_GRADIENTS,
     POLICIES,
@@ -52,8 +60,87 @@ class _CachedTail:
         return self.keys, self.values
 
 
+class GraphController:
+    """A :class:`ValueCacheController` for a graph: its state, moved by the same operations whatever the prompt."""
+
+    def __init__(self, controller: ValueCacheController) -> None:
+        sizes = torch.tensor(controller.sizes)
+        device = controller.delta.device
+        self.controller, self.batch = controller, len(sizes)
+        self.original, self.delta, self.noise = controller.original, controller.delta, controller.noise
+        self.kv_heads, self.head_dim = self.delta.shape[1:]
+        self.rows = torch.arange(self.batch).repeat_interleave(sizes).to(device)
+        self.columns = torch.cat([torch.arange(start, end) for _, start, end in controller.runs]).to(device)
+        self.heads = torch.arange(self.kv_heads, device=device)
+        self.betas = torch.tensor([[beta] for beta in Adam.betas], dtype=self.delta.dtype, device=device)
+        # A dimension of its own for the tokens, whose number a graph leaves open.
+        self.length = None if controller.length is None else controller.length.view(len(self.delta), -1)
+
+    def mark_dynamic(self) -> None:
+        """Tells torch.compile that the number of video tokens differs from prompt to prompt."""
+        packed = [self.rows, self.columns, self.original, self.delta]
+        if isinstance(self.controller.optimizer, Adam):
+            packed += [self.controller.optimizer.mean, self.controller.optimizer.square]
+        if self.length is not None:
+            packed.append(self.length)
+        if self.noise is not None:
+            packed.append(self.noise.tokens)
+        for tensor in packed:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """As :meth:`ValueCacheController.gradient`."""
+        by_token = gradient.transpose(1, 2).reshape(-1, self.kv_heads, self.head_dim)
+        packed = by_token.index_select(0, self.rows * gradient.shape[2] + self.columns).to(self.delta.dtype)
+        return shift_gradient(self.original, self.delta, packed, self.controller.norm, self._length())
+
+    def gradient_norm(self, gradient: Tensor) -> Tensor:
+        """As :meth:`ValueCacheController.gradient_norm`."""
+        squares = torch.linalg.vector_norm(gradient, dim=(1, 2)).square()
+        return squares.new_zeros(self.batch).index_add(0, self.rows, squares).sqrt()
+
+    def step(self, gradient: Tensor, active: Tensor, sound: Tensor) -> None:
+        """Moves the ``active`` samples' ΔV and sets that of those that are not ``sound`` to 0; both (batch,) bool."""
+        broken = self._spread(~sound[None])[0]
+        gradient = gradient.masked_fill(broken, 0.0)
+        self.delta.masked_fill_(broken, 0.0)
+        active, optimizer = active.to(self.delta.dtype), self.controller.optimizer
+        if isinstance(optimizer, Adam):
+            self._adam_step(optimizer, gradient, active)
+        else:
+            self.delta.addcmul_(gradient, self._spread(active[None])[0], value=-optimizer.learning_rate)
+
+    def write(self, values: Tensor) -> None:
+        """As :meth:`ValueCacheController.write`."""
+        moved, _ = moved_values(self.original, self.delta, self.controller.norm, self._length())
+        moved = moved.to(values.dtype) if self.noise is None else rounded(moved, self.noise.next())
+        vectors = (self.rows[:, None] * self.kv_heads + self.heads) * values.shape[2] + self.columns[:, None]
+        values.view(-1, self.head_dim).index_copy_(0, vectors.flatten(), moved.view(-1, self.head_dim))
+
+    def _adam_step(self, adam: Adam, gradient: Tensor, active: Tensor) -> None:
+        adam.steps += active
+        # An inactive sample that has never stepped would divide by 1 - β⁰ = 0.
+        correction1, correction2 = 1 - self.betas ** adam.steps.clamp_min(1)
+        root = correction2.sqrt()
+        rate = active * root * adam.learning_rate / correction1
+        weights, per_sample = (1 - self.betas) * active, torch.stack([root * adam.eps, rate])
+        weight1, weight2, eps, rate = self._spread(torch.cat([weights, per_sample]))
+        adam.mean.lerp_(gradient, weight1)
+        adam.square.lerp_(gradient.square(), weight2)
+        # lr · (mean / correction1) / (√(square / correction2) + eps); a rate of 0 makes the divisor infinite.
+        self.delta.addcdiv_(adam.mean, adam.square.sqrt().add(eps).div(rate), value=-1)
+
+    def _spread(self, samples: Tensor) -> Tensor:
+        """(n, batch) → (n, tokens, 1, 1), each token with its sample's."""
+        return samples[:, self.rows][..., None, None]
+
+    def _length(self) -> Tensor | None:
+        return None if self.length is None else self.length.flatten()[:, None]
+
+
 def due_step(
     steering: Steering,
+    controller: GraphController,
     inputs: dict[str, Any],
     ema: Tensor,
     peak: Tensor,
@@ -63,12 +150,13 @@ def due_step(
     """One token's forward, the move of ΔV and of the cache, and the refreshed logits.
 
     Args:
+        controller: The steering's one controller.
         inputs: As ``prepare_inputs_for_generation`` makes them for one token over a static cache.
         ema, peak: (batch,), the moving average and its peak before this token, nats.
         coin: (batch,), the random policy's α.
         unfinished: (batch,) bool.
     """
-    method, layer, controller = steering.method, steering.cache_layers[0], steering.controllers[0]
+    method, layer = steering.method, steering.cache_layers[0]
     text_model, mask = steering.text_model, inputs["attention_mask"]
     hidden = text_model.embed_tokens(inputs["input_ids"])
     call = {
@@ -105,8 +193,7 @@ def due_step(
         grad_norm = norm if grad_norm is None else grad_norm
         sound = norm < torch.inf
         healthy, active = healthy & sound, active & sound
-        controller.clear(gradient, ~sound)
-        controller.step(gradient, active)
+        controller.step(gradient, active, sound)
         controller.write(layer.values)
     refreshed = tail(layer.values) if method.refresh else None
     return DueStep(

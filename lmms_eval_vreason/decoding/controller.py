@@ -1,61 +1,65 @@
 """ΔV: one trainable value per entry of the value cache at the video tokens, and the optimiser that moves it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-# Over which of (tokens, kv_heads, head_dim) the norm of V is kept.
-NORM_DIMS: dict[str, tuple[int, ...]] = {"head": (-1,), "token": (-2, -1), "none": ()}
+from torch import Tensor, nn
 
 
-def moved_values(values: Tensor, delta: Tensor, norm: str, length: Tensor | None = None) -> Tensor:
+def moved_values(values: Tensor, delta: Tensor, norm: str, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """V_new = (V + ΔV) / ‖V + ΔV‖ · ‖V‖ (paper): the direction moves, the norm stays.
+
+    That is weight normalisation (Salimans & Kingma, 2016) with a norm that is not trained, for which torch has a kernel
+    and its gradient's.
 
     Args:
         values: (tokens, kv_heads, head_dim), the cache as prefilled, V.
         delta: The same shape, float32 or wider, ΔV.
-        norm: A key of ``NORM_DIMS``; ``none`` gives V + ΔV.
+        norm: Over what the norm is kept: ``head`` (each token and KV head), ``token``, or ``none``, for V + ΔV.
         length: ‖V‖ as :func:`kept_norm` gives it, if it is at hand.
 
     Returns:
-        V_new, the shape of ``values``, the dtype of ``delta``. Where ΔV is 0 it is V to the bit.
+        V_new, the shape of ``values``, the dtype of ``delta``, and ‖V + ΔV‖, the shape of ``length``. Where ΔV is 0,
+        V_new is V to the bit.
     """
     moved = values + delta
-    if dims := NORM_DIMS[norm]:
-        length = kept_norm(values, norm, delta.dtype) if length is None else length
-        moved *= length / _divisor(_norm(moved, dims))
-    return moved
+    if norm == "none":
+        return moved, moved.new_empty(0)
+    length = kept_norm(values.to(delta.dtype), norm) if length is None else length
+    new, norms = torch._weight_norm_interface(_rows(moved, norm), length)
+    return new.view_as(moved), norms
 
 
-def shift_gradient(values: Tensor, delta: Tensor, gradient: Tensor, norm: str, length: Tensor | None = None) -> Tensor:
+def shift_gradient(
+    values: Tensor,
+    delta: Tensor,
+    gradient: Tensor,
+    norm: str,
+    length: Tensor | None = None,
+    moved_norm: Tensor | None = None,
+) -> Tensor:
     """dL/dΔV from dL/dV_new: (‖V‖/‖V+ΔV‖) (I - u uᵀ) dL/dV_new with u = (V+ΔV)/‖V+ΔV‖. Shapes as ``moved_values``.
 
-    ``gradient``, in the dtype of ``delta``, is overwritten and returned.
+    ``moved_norm`` is what that gave beside V_new, if it is at hand.
     """
-    dims = NORM_DIMS[norm]
-    if not dims:
+    if norm == "none":
         return gradient
-    length = kept_norm(values, norm, delta.dtype) if length is None else length
     moved = values + delta
-    divisor = _divisor(_norm(moved, dims))
-    along = (moved * gradient).sum(dims, keepdim=True).div_(divisor).div_(divisor)
-    return gradient.addcmul_(moved, along, value=-1).mul_(length / divisor)
+    length = kept_norm(values.to(delta.dtype), norm) if length is None else length
+    moved_norm = kept_norm(moved, norm) if moved_norm is None else moved_norm
+    backward = torch.ops.aten._weight_norm_interface_backward.default
+    return backward(_rows(gradient, norm), _rows(moved, norm), length, moved_norm, 0)[0].view_as(moved)
 
 
-def kept_norm(values: Tensor, norm: str, dtype: torch.dtype) -> Tensor:
-    """‖V‖ over the entries whose norm is kept, with their dimensions left as 1; in ``dtype``."""
-    return _norm(values.to(dtype), NORM_DIMS[norm])
+def kept_norm(values: Tensor, norm: str) -> Tensor:
+    """(rows, 1), ‖V‖ of all whose norm is kept: the very numbers that :func:`moved_values` divides by."""
+    rows = _rows(values, norm)
+    return torch._weight_norm_interface(rows, rows.new_ones(len(rows), 1))[1]
 
 
-def _norm(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-
-
-def _divisor(norm: Tensor) -> Tensor:
-    # A vector of zeros keeps its (zero) norm: 0 / tiny is 0, where 0 / 0 would be nan.
-    return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+def _rows(x: Tensor, norm: str) -> Tensor:
+    return x.flatten(0, 1) if norm == "head" else x.flatten(1)
 
 
 def rounded(values: Tensor, noise: Tensor) -> Tensor:
@@ -79,86 +83,89 @@ class Sgd:
 
     learning_rate: float
 
-    def step(self, delta: Tensor, gradient: Tensor, active: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
-        """In place. ``delta``, ``gradient``: (tokens, kv_heads, head_dim); ``active``: (batch,) 1.0 or 0.0; ``spread``
-        brings (n, batch) to the tokens. ``gradient`` is finite, and is overwritten."""
-        delta.addcmul_(gradient, spread(active[None])[0], value=-self.learning_rate)
-
-    def packed(self) -> list[Tensor]:
-        """What has one entry a video token."""
-        return []
+    def step(self, deltas: Sequence[Tensor], gradients: Sequence[Tensor], active: Sequence[bool]) -> None:
+        """In place; one (tokens, kv_heads, head_dim) tensor a sample of each."""
+        for delta, gradient, moves in zip(deltas, gradients, active, strict=True):
+            if moves:
+                delta.add_(gradient, alpha=-self.learning_rate)
 
     def state_bytes(self) -> int:
         return 0
 
 
 class Adam:
-    """Adam (Kingma & Ba) with a step count of its own for each sample; an inactive sample's moments stay."""
+    """Adam (Kingma & Ba), torch's fused kernel, with a step count of its own for each sample.
 
-    def __init__(self, learning_rate: float, delta: Tensor, batch: int) -> None:
-        self.learning_rate, self.eps = learning_rate, 1e-8
-        self.betas = torch.tensor([[0.9], [0.999]], dtype=delta.dtype, device=delta.device)
-        self.mean = torch.zeros_like(delta)
-        self.square = torch.zeros_like(delta)
-        self.steps = torch.zeros(batch, dtype=delta.dtype, device=delta.device)
+    Attributes:
+        mean, square: The moments, in the shape of ΔV.
+        steps: (batch,), how many steps each sample has made.
+    """
 
-    def step(self, delta: Tensor, gradient: Tensor, active: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
-        """As :meth:`Sgd.step`."""
-        self.steps += active
-        # An inactive sample that has never stepped would divide by 1 - β⁰ = 0.
-        correction1, correction2 = 1 - self.betas ** self.steps.clamp_min(1)
-        root = correction2.sqrt()
-        rate = active * root * self.learning_rate / correction1
-        weights, per_sample = (1 - self.betas) * active, torch.stack([root * self.eps, rate])
-        weight1, weight2, eps, rate = spread(torch.cat([weights, per_sample]))
-        self.mean.lerp_(gradient, weight1)
-        self.square.lerp_(gradient.square_(), weight2)
-        # lr · (mean / correction1) / (√(square / correction2) + eps); a rate of 0 makes the divisor infinite.
-        divisor = torch.sqrt(self.square, out=gradient).add_(eps).div_(rate)
-        delta.addcdiv_(self.mean, divisor, value=-1)
+    betas, eps = (0.9, 0.999), 1e-8
 
-    def packed(self) -> list[Tensor]:
-        """As :meth:`Sgd.packed`."""
-        return [self.mean, self.square]
+    def __init__(self, learning_rate: float, delta: Tensor, sizes: Sequence[int]) -> None:
+        self.learning_rate = learning_rate
+        self.mean, self.square = torch.zeros_like(delta), torch.zeros_like(delta)
+        self.steps = torch.zeros(len(sizes), device=delta.device)
+        self._states = list(zip(self.mean.split(sizes), self.square.split(sizes), self.steps.unbind(), strict=True))
+
+    def step(self, deltas: Sequence[Tensor], gradients: Sequence[Tensor], active: Sequence[bool]) -> None:
+        """As :meth:`Sgd.step`; an inactive sample's moments stay."""
+        samples = zip(deltas, gradients, self._states, active, strict=True)
+        moving = [(delta, gradient, *state) for delta, gradient, state, moves in samples if moves]
+        if not moving:
+            return
+        deltas, gradients, means, squares, steps = map(list, zip(*moving, strict=True))
+        torch._foreach_add_(steps, 1.0)
+        torch._fused_adam_(
+            *(deltas, gradients, means, squares, [], steps),
+            lr=self.learning_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def state_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps, self.betas))
+        return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps))
 
 
-OPTIMIZERS: dict[str, Callable[[float, Tensor, int], "Adam | Sgd"]] = {
+OPTIMIZERS: dict[str, Callable[[float, Tensor, Sequence[int]], "Adam | Sgd"]] = {
     "adam": Adam,
-    "sgd": lambda learning_rate, delta, batch: Sgd(learning_rate),
+    "sgd": lambda learning_rate, delta, sizes: Sgd(learning_rate),
 }
 
 
-class _Noise:
+class Noise:
     """Uniform int32 noise in [0, 2¹⁶), new at each call, from a Weyl sequence over (token, kv_head · head_dim, call).
 
     A generator would need one draw a sample to keep samples apart; this is three additions and keeps no state but the
     indices. Its multipliers are odd parts of 2¹⁶ over irrational numbers, so that it fills the range evenly.
+
+    Args:
+        ordinal: (tokens,), each token's place within its own sample, so that its noise does not depend on the batch or
+            its padding.
     """
 
     def __init__(self, ordinal: Tensor, kv_heads: int, head_dim: int, seed: int) -> None:
         entries = torch.arange(kv_heads * head_dim, device=ordinal.device, dtype=torch.int32)
-        self._tokens = (ordinal.to(torch.int32) * 40503 + seed % 65521 * 7919)[:, None, None]
+        self.tokens = (ordinal.to(torch.int32) * 40503 + seed % 65521 * 7919)[:, None, None]
         self._entries = (entries * 27145).view(1, kv_heads, head_dim)
         self._calls = torch.zeros((), dtype=torch.int32, device=ordinal.device)
 
     def next(self) -> Tensor:
         """(tokens, kv_heads, head_dim)."""
         self._calls += 51749
-        return (self._tokens + self._entries + self._calls) & 0xFFFF
-
-    def packed(self) -> list[Tensor]:
-        """What has one entry a video token."""
-        return [self._tokens]
+        return (self.tokens + self._entries + self._calls) & 0xFFFF
 
     def state_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self._tokens, self._entries, self._calls))
+        return sum(t.numel() * t.element_size() for t in (self.tokens, self._entries, self._calls))
 
 
 class ValueCacheController:
-    """ΔV of one decoder layer for a batch: B independent controllers whose tokens lie packed in one tensor.
+    """ΔV of one decoder layer for a batch: B independent controllers whose tokens lie one after another in one tensor.
 
     Losses add and gradients do not mix across samples, and the optimisers are element-wise, so a batch equals its
     samples one by one. ΔV and the moments are float32 (float64 for a float64 cache): small steps add up here even where
@@ -166,9 +173,10 @@ class ValueCacheController:
     With ``rounding="stochastic"`` a bf16 cache is rounded at random (ours), so that even the first steps reach it.
 
     Attributes:
-        rows, columns: (tokens,) sample and cache position of each video token.
+        runs: (sample, first, behind the last) cache position of each run of video tokens, sample by sample.
         original: (tokens, kv_heads, head_dim), V as prefilled, in the cache's dtype.
-        delta: The same shape, ΔV; starts at 0 (paper).
+        length: (rows, 1), ‖V‖ where it is kept.
+        delta: The shape of ``original``, ΔV; starts at 0 (paper).
     """
 
     def __init__(
@@ -184,92 +192,85 @@ class ValueCacheController:
     ) -> None:
         """Args: ``values`` (batch, kv_heads, tokens, head_dim), a value cache; ``video_mask`` (batch, tokens)."""
         self.norm = norm
-        video_mask = video_mask.to(values.device)
-        self.rows, self.columns = video_mask.nonzero(as_tuple=True)
-        self.batch = values.shape[0]
-        self.kv_heads, self.head_dim = values.shape[1], values.shape[3]
-        self.original = self._take(values)
+        self.runs = _runs(video_mask)
+        self._run_lengths = [end - start for _, start, end in self.runs]
+        sizes = video_mask.sum(dim=1).tolist()
+        self.original = self.take(values)
         dtype = torch.promote_types(values.dtype, torch.float32)
+        original = self.original.to(dtype)
+        self._original_norm = self._per_sample_norm(original, sizes).clamp_min(torch.finfo(dtype).tiny)
+        self.length = self._moved_norm = None
+        if norm != "none":
+            self.length = kept_norm(original, norm)
+            # A vector of zeros has no direction (0 / 0); it stays zero as one of any direction and of length 0.
+            _rows(self.original, norm).masked_fill_(self.length == 0, 1.0)
+            self._moved_norm = kept_norm(self.original.to(dtype), norm)
         self.delta = torch.zeros_like(self.original, dtype=dtype)
-        self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, self.batch)
-        self._heads = torch.arange(self.kv_heads, device=values.device)
-        self._noise = None
+        self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, sizes)
+        self.sizes = sizes
+        self._deltas = self.delta.split(sizes)
+        self.noise = None
         if rounding == "stochastic" and values.dtype == torch.bfloat16:
-            # Counted within its own sample, so that a token's noise does not depend on the batch or its padding.
-            ordinal = video_mask.cumsum(dim=1)[self.rows, self.columns]
-            self._noise = _Noise(ordinal, self.kv_heads, self.head_dim, seed)
-        self._length = kept_norm(self.original, norm, dtype) if NORM_DIMS[norm] else None
-        self._original_norm = _divisor(self._per_sample_norm(self.original.to(dtype)))
+            ordinal = torch.cat([torch.arange(1, size + 1, device=values.device) for size in sizes])
+            self.noise = Noise(ordinal, values.shape[1], values.shape[3], seed)
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """dL/dΔV (tokens, kv_heads, head_dim) from dL/dV_cache (batch, kv_heads, tokens, head_dim)."""
-        packed = self._take(gradient).to(self.delta.dtype)  # a copy
-        return shift_gradient(self.original, self.delta, packed, self.norm, self._length)
+        packed = self.take(gradient).to(self.delta.dtype)
+        return shift_gradient(self.original, self.delta, packed, self.norm, self.length, self._moved_norm)
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
         """(batch,) L2 norm of each sample's dL/dΔV; not finite where any of its entries is not."""
-        return self._per_sample_norm(gradient)
+        return self._per_sample_norm(gradient, self.sizes)
 
-    def step(self, gradient: Tensor, active: Tensor) -> None:
-        """One optimiser step on the ``active`` (batch,) bool samples, from dL/dΔV; the others' state is not touched.
+    def step(self, gradient: Tensor, active: Sequence[bool]) -> None:
+        """One optimiser step on the ``active`` samples, from dL/dΔV; the others' state is not touched."""
+        self.optimizer.step(self._deltas, gradient.split(self.sizes), active)
 
-        ``gradient`` is finite, see :meth:`clear`, and is overwritten.
-        """
-        self.optimizer.step(self.delta, gradient, active.to(self.delta.dtype), self._spread)
-
-    def clear(self, gradient: Tensor, samples: Tensor) -> None:
-        """gradient ← 0 and ΔV ← 0 for the ``samples`` (batch,) bool, in place."""
-        mask = self._spread(samples[None])[0]
-        gradient.masked_fill_(mask, 0.0)
-        self.delta.masked_fill_(mask, 0.0)
+    def reset(self, sample: int) -> None:
+        """ΔV ← 0 for one sample."""
+        self._deltas[sample].zero_()
 
     def write(self, values: Tensor) -> None:
         """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
-        moved = moved_values(self.original, self.delta, self.norm, self._length)
-        moved = moved.to(values.dtype) if self._noise is None else rounded(moved, self._noise.next())
-        self._put(values, moved)
+        moved, self._moved_norm = moved_values(self.original, self.delta, self.norm, self.length)
+        moved = moved.to(values.dtype) if self.noise is None else rounded(moved, self.noise.next())
+        for (row, start, end), part in zip(self.runs, moved.split(self._run_lengths), strict=True):
+            values[row, :, start:end].copy_(part.transpose(0, 1))
+
+    def take(self, states: Tensor) -> Tensor:
+        """A copy, (tokens, kv_heads, head_dim), of ``states`` (batch, kv_heads, tokens, head_dim) at the video tokens.
+
+        ``states`` may hold more tokens than the prefill did.
+        """
+        # Attention's gradient lies token by token in memory, so that this copies whole runs of it.
+        return torch.cat([states[row, :, start:end].transpose(0, 1) for row, start, end in self.runs])
+
+    def per_sample(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Each sample's part of ``packed`` (tokens, ...), a view."""
+        return packed.split(self.sizes)
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
-        return self._per_sample_norm(self.delta) / self._original_norm
-
-    def mark_dynamic(self) -> None:
-        """Tells torch.compile that the number of video tokens differs from prompt to prompt."""
-        packed = [self.rows, self.columns, self.original, self.delta, *self.optimizer.packed()]
-        if self._length is not None:
-            packed.append(self._length)
-        if self._noise is not None:
-            packed += self._noise.packed()
-        for tensor in packed:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return self._per_sample_norm(self.delta, self.sizes) / self._original_norm
 
     def state_bytes(self) -> int:
-        """Bytes this controller keeps between steps: V and its norms, ΔV, the optimiser's moments and the index."""
-        own = [self.original, self.delta, self.rows, self.columns, self._heads, self._original_norm]
-        if self._length is not None:
-            own.append(self._length)
-        noise = 0 if self._noise is None else self._noise.state_bytes()
+        """Bytes this controller keeps between steps: V and its norms, ΔV, the optimiser's moments."""
+        own = [self.original, self.delta, self._original_norm]
+        if self.length is not None:
+            own += [self.length, self._moved_norm]
+        noise = 0 if self.noise is None else self.noise.state_bytes()
         return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes() + noise
 
-    def _take(self, states: Tensor) -> Tensor:
-        """(tokens, kv_heads, head_dim) of ``states`` (batch, kv_heads, tokens, head_dim)."""
-        # Attention's gradient lies token by token in memory, so that this is a view of it.
-        by_token = states.transpose(1, 2).reshape(-1, self.kv_heads, self.head_dim)
-        return by_token.index_select(0, self.columns if self.batch == 1 else self.rows * states.shape[2] + self.columns)
-
-    def _put(self, states: Tensor, packed: Tensor) -> None:
-        """Writes ``packed`` (tokens, kv_heads, head_dim) into the contiguous ``states``, in place."""
-        first = self._heads if self.batch == 1 else self.rows[:, None] * self.kv_heads + self._heads
-        vectors = first * states.shape[2] + self.columns[:, None]
-        # Whole vectors move several times as fast as by states[rows, :, columns].
-        states.view(-1, self.head_dim).index_copy_(0, vectors.flatten(), packed.view(-1, self.head_dim))
-
-    def _spread(self, samples: Tensor) -> Tensor:
-        """(n, batch) → (n, tokens, 1, 1), each token with its sample's; one sample's is broadcast."""
-        return (samples if self.batch == 1 else samples[:, self.rows])[..., None, None]
-
-    def _per_sample_norm(self, x: Tensor) -> Tensor:
-        if self.batch == 1:
+    @staticmethod
+    def _per_sample_norm(x: Tensor, sizes: Sequence[int]) -> Tensor:
+        if len(sizes) == 1:
             return torch.linalg.vector_norm(x).view(1)
-        squares = torch.linalg.vector_norm(x, dim=(1, 2)).square()
-        return squares.new_zeros(self.batch).index_add_(0, self.rows, squares).sqrt_()
+        return torch.stack(torch._foreach_norm(x.split(sizes)))
+
+
+def _runs(mask: Tensor) -> list[tuple[int, int, int]]:
+    """(row, first, behind the last) of each run of True in ``mask`` (batch, tokens), row by row."""
+    edges = nn.functional.pad(mask.int().cpu(), (1, 1)).diff(dim=1)
+    starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero()[:, 1].tolist()
+    return [(row, start, end) for (row, start), end in zip(starts, ends, strict=True)]

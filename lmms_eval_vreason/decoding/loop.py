@@ -5,7 +5,7 @@ transformers prepares the inputs, the cache, the logits processors and the stopp
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
-from lmms_eval_vreason.decoding.compiled import DueStep, compiled_steps, compiles
+from lmms_eval_vreason.decoding.compiled import DueStep, GraphController, compiled_steps, compiles
 from lmms_eval_vreason.decoding.config import VReason
 from lmms_eval_vreason.decoding.entropy import POLICIES, entropy_of, log_probabilities
 from lmms_eval_vreason.decoding.pruning import prune_video_tokens
-from lmms_eval_vreason.decoding.steering import Steering, TailInputs, capturing, tail_mask
+from lmms_eval_vreason.decoding.steering import Steering, TailInputs, noting_call, tail_mask
 from lmms_eval_vreason.decoding.support import check_cache
 from lmms_eval_vreason.decoding.trace import Trace, TraceRecorder
 
@@ -44,6 +44,7 @@ class DecodingLoop:
         self.steering: Steering | None = None
         self._compiled_forward: Callable[..., Any] | None = None
         self._compiled_due_step: Callable[..., DueStep] | None = None
+        self._graph_controller: GraphController | None = None
         self.traces: list[Trace] = []
 
     def __call__(
@@ -72,8 +73,9 @@ class DecodingLoop:
                 # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
                 cached = int(cache.past_key_values.get_seq_length())
                 model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], cached)
-            for controller in self.steering.controllers if self.steering is not None else ():
-                controller.mark_dynamic()
+            if self.steering is not None and self._compiled_due_step is not None:
+                self._graph_controller = GraphController(self.steering.controllers[0])
+                self._graph_controller.mark_dynamic()
         token = 0
         while True:
             started = time.perf_counter()
@@ -112,7 +114,7 @@ class DecodingLoop:
         # Every sample sees the same coins: a sample's α does not depend on its place in a batch.
         tokens = generation_config.max_length - input_ids.shape[1]
         coins = torch.rand(tokens, generator=torch.Generator().manual_seed(self.method.seed)) < 0.5
-        self._coins = torch.where(coins, 1.0, -1.0).to(device)
+        self._coins = torch.where(coins, 1.0, -1.0).to(device)[:, None].expand(-1, batch)
 
     def _prefill(
         self,
@@ -128,7 +130,7 @@ class DecodingLoop:
             The logits to choose the first token from, and the cache, as transformers' bookkeeping wants it.
         """
         method, tail = self.method, TailInputs()
-        with capturing_prefill(model, method, tail):
+        with _noting_prefill(model, method, tail):
             outputs = model._prefill(input_ids, generation_config, model_kwargs)
         cache, attention_mask = outputs.past_key_values, model_kwargs.get("attention_mask")
         check_cache(cache)
@@ -157,13 +159,15 @@ class DecodingLoop:
             outputs, tail = self.steering.forward(model, inputs)
             return self._steer(token, outputs.logits[:, -1], tail, unfinished)
         ema, peak = self._recorder.averages()
-        step = self._compiled_due_step(self.steering, inputs, ema, peak, self._coins[token].expand_as(ema), unfinished)
+        coin, controller = self._coins[token], self._graph_controller
+        step = self._compiled_due_step(self.steering, controller, inputs, ema, peak, coin, unfinished)
         # Copies: a CUDA graph writes its results into the same memory again.
-        self.steering.healthy = step.healthy.clone()
-        self._recorder.add(step.entropy.clone())
-        self._recorder.add_averages(step.ema.clone(), step.peak.clone())
-        self._note(step.active, step.alpha, step.entropy_change, step.grad_norm)
-        return step.logits
+        kept = DueStep(step.logits, *(None if result is None else result.clone() for result in step[1:]))
+        self.steering.healthy = kept.healthy
+        self._recorder.add(kept.entropy)
+        self._recorder.add_averages(kept.ema, kept.peak)
+        self._note(kept.active, kept.alpha, kept.entropy_change, kept.grad_norm)
+        return kept.logits
 
     def _steer(self, token: int, logits: Tensor, tail: TailInputs | None, unfinished: Tensor) -> Tensor:
         """Updates the cache if the token is due, notes the trace, and gives the logits to choose from."""
@@ -177,7 +181,7 @@ class DecodingLoop:
         if tail is None:
             return logits
         ema, peak = self._recorder.averages()
-        alpha = POLICIES[self.method.policy](ema, peak, self._coins[token].expand_as(ema))
+        alpha = POLICIES[self.method.policy](ema, peak, self._coins[token])
         update = self.steering.update(tail, log_p, h, alpha, unfinished)
         self._note(update.active, alpha, update.entropy_change, update.grad_norm)
         return logits if update.logits is None else update.logits
@@ -214,11 +218,11 @@ class DecodingLoop:
         return [fault if n and not ok else "" for ok, n in healthy]
 
 
-def capturing_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs):
-    """Captures the prefill's tail if the method updates on the first token; else does nothing."""
+def _noting_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs) -> AbstractContextManager[None]:
+    """Notes the call of the prefill's tail if the method updates on the first token; else does nothing."""
     if not (method.steers and method.first_token):
         return nullcontext()
-    return capturing(model.model.language_model.layers[-method.layers], model.model.language_model.norm, tail)
+    return noting_call(model.model.language_model.layers[-method.layers], tail)
 
 
 def _has_end_token(stopping_criteria: StoppingCriteriaList) -> bool:

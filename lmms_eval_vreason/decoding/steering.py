@@ -5,7 +5,7 @@ untouched forward. A due step runs the model's own forward under grad mode with 
 layer hands out its values as an autograd leaf: nothing before that leaf is recorded, and attention stays upstream's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ class TailInputs:
 
     Attributes:
         args, kwargs: What the first steered decoder layer was called with, cut to the last position.
-        hidden: (batch, 1, hidden_size), the final norm's, which the head is called with.
+        hidden: (batch, 1, hidden_size), the final norm's, which the head is called with; only for ``head_topk``.
         logits: (batch, vocabulary), the last position's, with their graph.
         leaves: One (batch, kv_heads, tokens, head_dim) tensor a steered layer: its cached values, requiring grad.
     """
@@ -79,7 +79,12 @@ class Steering:
 
     def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
         """The model's own forward for one token, recorded from the steered caches on, and what :meth:`update` needs."""
-        with self._recording(append=True) as tail:
+        tail = TailInputs()
+        with ExitStack() as stack:
+            stack.enter_context(noting_call(self.layers[0], tail, record=True))
+            if self.method.head_topk:
+                stack.enter_context(_noting_hidden(self.text_model.norm, tail))
+            stack.enter_context(self._caches(append=True, leaves=tail.leaves))
             outputs = model(**inputs, return_dict=True)
             # In here: a view taken under no_grad has no graph. The gradient of a slice would be a tensor of zeros.
             tail.logits = outputs.logits.squeeze(1)
@@ -87,19 +92,10 @@ class Steering:
 
     def rerun(self, tail: TailInputs) -> TailInputs:
         """Runs the steered layers and the head again on the caches as they are now, recording a new graph."""
-        with self._recording(append=False) as again:
-            again.logits = self._run_tail(tail)
+        again = TailInputs(args=tail.args, kwargs=tail.kwargs)
+        with torch.enable_grad(), self._caches(append=False, leaves=again.leaves):
+            again.hidden, again.logits = self._run_tail(again)
         return again
-
-    @contextmanager
-    def _recording(self, append: bool) -> Iterator[TailInputs]:
-        tail = TailInputs()
-        with ExitStack() as stack:
-            stack.enter_context(_grad_from(self.layers[0]))
-            stack.enter_context(capturing(self.layers[0], self.text_model.norm, tail))
-            for index, layer in enumerate(self.cache_layers):
-                stack.enter_context(_updating(layer, append=append, follows=index > 0, leaves=tail.leaves))
-            yield tail
 
     def update(self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, unfinished: Tensor) -> Update:
         """Moves ΔV, writes V_new into the cache and, if asked, refreshes the logits.
@@ -116,20 +112,22 @@ class Steering:
         logits, before, grad_norm = tail.logits.detach(), h, None
         active = (h >= self.method.min_entropy).logical_and_(unfinished).logical_and_(self.healthy)
         for remaining in reversed(range(self.method.steps_per_update)):
-            active, norm = self._optimizer_step(tail, log_p, h, alpha, active)
+            active, moves, norm = self._optimizer_step(tail, log_p, h, alpha, active)
             grad_norm = norm if grad_norm is None else grad_norm
+            if not any(moves):
+                break
             if remaining:
                 tail = self.rerun(tail)
                 log_p = log_probabilities(tail.logits.detach())
                 h = entropy_of(log_p)
-        if not self.method.refresh:
+        if not (self.method.refresh and any(moves)):
             return Update(active, grad_norm)
         refreshed = self._refresh(tail)
         return Update(
             active,
             grad_norm,
             entropy_change=entropy(refreshed) - before,
-            logits=torch.where(active[:, None], refreshed, logits),
+            logits=refreshed if all(moves) else torch.where(active[:, None], refreshed, logits),
         )
 
     def shift(self) -> Tensor:
@@ -144,8 +142,8 @@ class Steering:
 
     def _optimizer_step(
         self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, active: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The samples of ``active`` that have been moved, and the gradients' norms, (batch,)."""
+    ) -> tuple[Tensor, list[bool], Tensor]:
+        """The samples of ``active`` that have been moved, the same on the host, and the gradients' norms, (batch,)."""
         cache_gradients = self._cache_gradients(tail, log_p, h, torch.where(active, alpha, 0.0))
         gradients = [c.gradient(g) for c, g in zip(self.controllers, cache_gradients, strict=True)]
         device = active.device
@@ -153,15 +151,19 @@ class Steering:
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(dim=0).sqrt()
         # A norm is not negative: one comparison tells nan and infinity.
         sound = norm < torch.inf
-        self.healthy = self.healthy & sound
         moved = active & sound
-        every_sound = bool(sound.all())
+        # The one time that an update waits for the device.
+        moves, are_sound = torch.stack([moved, sound]).tolist()
+        if not all(are_sound):
+            self.healthy = self.healthy & sound
         for controller, gradient, layer in zip(self.controllers, gradients, self.cache_layers, strict=True):
-            if not every_sound:
-                controller.clear(gradient, ~sound.to(gradient.device))
-            controller.step(gradient, moved.to(gradient.device))
-            controller.write(layer.values)
-        return moved, norm
+            for sample, is_sound in enumerate(are_sound):
+                if not is_sound:
+                    controller.reset(sample)
+            controller.step(gradient, moves)
+            if any(moves) or not all(are_sound):
+                controller.write(layer.values)
+        return moved, moves, norm
 
     def _cache_gradients(self, tail: TailInputs, log_p: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """d(Σ weights · objective)/d(leaves). The vocabulary's part is closed form, the rest autograd's."""
@@ -179,28 +181,53 @@ class Steering:
             )
             return torch.autograd.grad(tail.hidden, tail.leaves, hidden_gradient[:, None].to(tail.hidden))
 
-    def _run_tail(self, tail: TailInputs) -> Tensor:
+    def _run_tail(self, tail: TailInputs) -> tuple[Tensor, Tensor]:
+        """The final norm's output (batch, 1, hidden_size) and the logits (batch, vocabulary)."""
         hidden = tail.args[0]
         for layer in self.layers:
             hidden = layer(hidden, *tail.args[1:], **tail.kwargs)
-        return self.head(self.text_model.norm(hidden)).squeeze(1).to(self.healthy.device)
+        hidden = self.text_model.norm(hidden)
+        return hidden, self.head(hidden).squeeze(1).to(self.healthy.device)
 
     @torch.no_grad()
     def _refresh(self, tail: TailInputs) -> Tensor:
-        with ExitStack() as stack:
-            for index, layer in enumerate(self.cache_layers):
-                stack.enter_context(_updating(layer, append=False, follows=index > 0, leaves=None))
-            return self._run_tail(tail)
+        with self._caches(append=False, leaves=None):
+            return self._run_tail(tail)[1]
+
+    @contextmanager
+    def _caches(self, *, append: bool, leaves: list[Tensor] | None) -> Iterator[None]:
+        """Within it the steered cache layers' ``update`` is that of :func:`_update`."""
+        for index, layer in enumerate(self.cache_layers):
+            layer.update = _update(layer, append=append, follows=index > 0, leaves=leaves)
+        try:
+            yield
+        finally:
+            for layer in self.cache_layers:
+                del layer.update
 
 
 @contextmanager
-def _grad_from(layer: nn.Module) -> Iterator[None]:
-    """Within it autograd records from ``layer``'s call on; before it there is nothing to record."""
+def noting_call(layer: nn.Module, tail: TailInputs, *, record: bool = False) -> Iterator[None]:
+    """Notes, in ``tail``, what ``layer`` is called with, cut to the last position.
 
-    def record(module: nn.Module, args: tuple) -> None:
-        torch.set_grad_enabled(True)
+    With ``record`` autograd records from that call on; before it there is nothing to record.
+    """
 
-    handle = layer.register_forward_pre_hook(record)
+    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        cos, sin = kwargs["position_embeddings"]
+        ids = kwargs.get("position_ids")
+        tail.args, tail.kwargs = args, kwargs
+        if args[0].shape[1] > 1:
+            tail.args = (args[0][:, -1:], *args[1:])
+            tail.kwargs = {
+                **kwargs,
+                "position_embeddings": (cos[..., -1:, :], sin[..., -1:, :]),
+                "position_ids": None if ids is None else ids[..., -1:],
+            }
+        if record:
+            torch.set_grad_enabled(True)
+
+    handle = layer.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
     before = torch.is_grad_enabled()
     try:
         yield
@@ -210,43 +237,25 @@ def _grad_from(layer: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def capturing(first_layer: nn.Module, norm: nn.Module, tail: TailInputs) -> Iterator[None]:
-    """Notes, in ``tail``, what the first steered layer is called with and the final norm gives, cut to the last
-    position."""
+def _noting_hidden(norm: nn.Module, tail: TailInputs) -> Iterator[None]:
+    """Notes, in ``tail``, what the final norm gives for one position."""
 
-    def note_layer(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        cos, sin = kwargs["position_embeddings"]
-        ids = kwargs.get("position_ids")
-        tail.args = (_last(args[0]).detach(), *args[1:])
-        tail.kwargs = {
-            **kwargs,
-            "position_embeddings": (cos[..., -1:, :], sin[..., -1:, :]),
-            "position_ids": None if ids is None else ids[..., -1:],
-        }
+    def note(module: nn.Module, args: tuple, output: Tensor) -> None:
+        tail.hidden = output
 
-    def note_norm(module: nn.Module, args: tuple, output: Tensor) -> None:
-        tail.hidden = _last(output)
-
-    handles = [
-        first_layer.register_forward_pre_hook(note_layer, with_kwargs=True, prepend=True),
-        norm.register_forward_hook(note_norm),
-    ]
+    handle = norm.register_forward_hook(note)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
-def _last(hidden: Tensor) -> Tensor:
-    """The last position of (batch, tokens, hidden_size); one position is not sliced, which would cost a gradient."""
-    return hidden if hidden.shape[1] == 1 else hidden[:, -1:]
+def _update(
+    layer: CacheLayerMixin, *, append: bool, follows: bool, leaves: list[Tensor] | None
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A cache layer's ``update`` that hands out its values as an autograd leaf, noted in ``leaves``, if these are given.
 
-
-@contextmanager
-def _updating(layer: CacheLayerMixin, *, append: bool, follows: bool, leaves: list[Tensor] | None) -> Iterator[None]:
-    """Within it the cache layer's ``update`` hands out its values as an autograd leaf (noted in ``leaves``, if given)
-    and, with ``append=False``, does not grow: the token is cached already.
+    With ``append=False`` it does not grow: the token is cached already.
 
     A layer that ``follows`` a steered one meets a token whose own key and value that one has moved: they are written
     again, and their gradient goes through them as well.
@@ -270,11 +279,7 @@ def _updating(layer: CacheLayerMixin, *, append: bool, follows: bool, leaves: li
             return layer.keys, leaf
         return layer.keys.detach().index_copy(2, last, keys), leaf.index_copy(2, last, values)
 
-    layer.update = update
-    try:
-        yield
-    finally:
-        del layer.update
+    return update
 
 
 def tail_mask(attention_mask: Tensor | None, layer: CacheLayerMixin, attn_implementation: str) -> Tensor | None:

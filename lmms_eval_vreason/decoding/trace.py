@@ -61,7 +61,7 @@ class TraceRecorder:
         self._nan = torch.full((batch,), torch.nan, device=device)
         self._entropies: list[Tensor] = []
         self._averages: list[Tensor] = []
-        self._updates: list[Tensor] = []
+        self._updates: list[tuple[Tensor, ...]] = []
         self._updated: list[int] = []
         self._tokens = 0
         self._token_blocks: list[Tensor] = []
@@ -93,7 +93,7 @@ class TraceRecorder:
     ) -> None:
         """The last token's update, all (batch,); what it says of samples that were not ``active`` does not count."""
         change = self._nan if entropy_change is None else entropy_change
-        self._updates.append(torch.stack([column.float() for column in (active, alpha, change, grad_norm, shift)]))
+        self._updates.append((active, alpha, change, grad_norm, shift))
         self._updated.append(self._tokens - 1)
 
     def add_seconds(self, seconds: float, due: bool) -> None:
@@ -157,5 +157,6 @@ class TraceRecorder:
         columns = torch.stack(self._entropies).float(), torch.stack(self._averages).unflatten(0, (-1, 2))
         self._token_blocks.append(torch.cat([columns[0][:, None], columns[1]], dim=1).cpu())
         if self._updates:
-            self._update_blocks.append(torch.stack(self._updates).cpu())
+            columns = [torch.stack(column).float() for column in zip(*self._updates, strict=True)]
+            self._update_blocks.append(torch.stack(columns, dim=1).cpu())
         self._entropies.clear(), self._averages.clear(), self._updates.clear()
