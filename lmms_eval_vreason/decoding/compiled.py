@@ -17,7 +17,6 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel, Stati
 from lmms_eval_vreason.decoding.config import VReason
 from lmms_eval_vreason.decoding.controller import (
     Adam,
-    ValueCacheController,
     moved_values,
     rounded,
     shift_gradient,
@@ -37,7 +36,10 @@ CACHE_STEP = 1024
 
 
 class DueStep(NamedTuple):
-    """What one due step gives; all (batch,), but ``logits`` (batch, vocabulary), to choose the token from."""
+    """What one due step gives; all (batch,), but ``logits`` (batch, vocabulary), to choose the token from.
+
+    ``refreshed`` is the entropy after the update.
+    """
 
     logits: Tensor
     entropy: Tensor
@@ -45,7 +47,7 @@ class DueStep(NamedTuple):
     peak: Tensor
     alpha: Tensor
     active: Tensor
-    entropy_change: Tensor | None
+    refreshed: Tensor | None
     grad_norm: Tensor
     healthy: Tensor
 
@@ -61,11 +63,17 @@ class _CachedTail:
 
 
 class GraphController:
-    """A :class:`ValueCacheController` for a graph: its state, moved by the same operations whatever the prompt."""
+    """A :class:`ValueCacheController` for a graph: its state, moved by the same operations whatever the prompt.
 
-    def __init__(self, controller: ValueCacheController) -> None:
+    Attributes:
+        healthy: (batch,) bool, as the steering's.
+    """
+
+    def __init__(self, steering: Steering) -> None:
+        (controller,) = steering.controllers
         sizes = torch.tensor(controller.sizes)
         device = controller.delta.device
+        self.healthy = torch.tensor(steering.healthy, device=device)
         self.controller, self.batch = controller, len(sizes)
         self.original, self.delta, self.noise = controller.original, controller.delta, controller.noise
         self.kv_heads, self.head_dim = self.delta.shape[1:]
@@ -175,7 +183,7 @@ def due_step(
         return steering.head(text_model.norm(last))[:, -1]
 
     before = alpha = active = grad_norm = first = None
-    healthy = steering.healthy
+    healthy = controller.healthy
     for step in range(method.steps_per_update):
         logits, pull_back = torch.func.vjp(tail, layer.values)
         log_p = log_probabilities(logits)
@@ -203,7 +211,7 @@ def due_step(
         peak=peak,
         alpha=alpha,
         active=active,
-        entropy_change=None if refreshed is None else entropy(refreshed) - before,
+        refreshed=None if refreshed is None else entropy(refreshed),
         grad_norm=grad_norm,
         healthy=healthy,
     )

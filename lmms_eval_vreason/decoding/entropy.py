@@ -1,6 +1,7 @@
 """Entropy of the next token, its moving average and peak, and the policies that turn them into α."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,10 +59,10 @@ def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[
     return ema, torch.maximum(peak, ema)
 
 
-# α of each sample from (ema, peak, coin), all (batch,). With the loss α · KL(p‖U), -1 lowers and +1 raises the entropy.
-POLICIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "switch": lambda ema, peak, coin: torch.where(ema < peak, -1.0, 1.0),
-    "minimize": lambda ema, peak, coin: torch.full_like(ema, -1.0),
-    "maximize": lambda ema, peak, coin: torch.ones_like(ema),
+# α from (ema, peak, coin), floats or tensors alike. With the loss α · KL(p‖U), -1 lowers and +1 raises the entropy.
+POLICIES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "switch": lambda ema, peak, coin: (ema >= peak) * 2.0 - 1.0,
+    "minimize": lambda ema, peak, coin: 0.0 * ema - 1.0,
+    "maximize": lambda ema, peak, coin: 0.0 * ema + 1.0,
     "random": lambda ema, peak, coin: coin,
 }

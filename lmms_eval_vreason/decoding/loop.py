@@ -62,7 +62,7 @@ class DecodingLoop:
         unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         lengths = torch.zeros_like(unfinished, dtype=torch.long)
         started = time.perf_counter()
-        logits, cache = self._prefill(model, input_ids, generation_config, model_kwargs, unfinished)
+        logits, cache = self._prefill(model, input_ids, generation_config, model_kwargs)
         if logits.device.type == "cuda":
             # Once, so that the prefill's time is its own and not the first step's.
             torch.cuda.synchronize(logits.device)
@@ -74,7 +74,7 @@ class DecodingLoop:
                 cached = int(cache.past_key_values.get_seq_length())
                 model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], cached)
             if self.steering is not None and self._compiled_due_step is not None:
-                self._graph_controller = GraphController(self.steering.controllers[0])
+                self._graph_controller = GraphController(self.steering)
                 self._graph_controller.mark_dynamic()
         token = 0
         while True:
@@ -95,11 +95,11 @@ class DecodingLoop:
             unfinished = unfinished & ~stopping_criteria(input_ids, None)
             if self.streamer is not None:
                 self.streamer.put(next_tokens.cpu())
-            done = not unfinished.any()
+            self._alive = unfinished.tolist()
             if token > 0:
                 self._recorder.add_seconds(time.perf_counter() - started, due)
             token += 1
-            if done:
+            if not any(self._alive):
                 break
         if self.streamer is not None:
             self.streamer.end()
@@ -110,11 +110,12 @@ class DecodingLoop:
         batch, device = input_ids.shape[0], input_ids.device
         if self.generators is not None and len(self.generators) != batch:
             raise ValueError(f"{len(self.generators)} generators for a batch of {batch}: pass one a sample")
-        self._recorder = TraceRecorder(batch, self.method.ema_decay, device)
+        self._recorder = TraceRecorder(batch, self.method.ema_decay)
+        self._device, self._alive = device, [True] * batch
         # Every sample sees the same coins: a sample's α does not depend on its place in a batch.
         tokens = generation_config.max_length - input_ids.shape[1]
         coins = torch.rand(tokens, generator=torch.Generator().manual_seed(self.method.seed)) < 0.5
-        self._coins = torch.where(coins, 1.0, -1.0).to(device)[:, None].expand(-1, batch)
+        self._coins = torch.where(coins, 1.0, -1.0).tolist()
 
     def _prefill(
         self,
@@ -122,7 +123,6 @@ class DecodingLoop:
         input_ids: Tensor,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        unfinished: Tensor,
     ) -> tuple[Tensor, ModelOutput]:
         """Runs the prompt, prunes (Lite) and attaches the controllers. Changes ``model_kwargs`` when it prunes.
 
@@ -147,47 +147,51 @@ class DecodingLoop:
                 kind = model.config._attn_implementation
                 tail.kwargs["attention_mask"] = tail_mask(attention_mask, cache.layers[-1], kind)
         due = self.steering is not None and method.first_token
-        logits = self._steer(0, outputs.logits[:, -1], tail if due else None, unfinished)
+        logits = self._steer(0, outputs.logits[:, -1], tail if due else None)
         return logits, BaseModelOutputWithPast(past_key_values=cache)
 
     def _decode(self, model: PreTrainedModel, inputs: dict[str, Any], token: int, unfinished: Tensor) -> Tensor:
         """One token's forward over the cache; the logits to choose the next token from."""
         if self.steering is None or not self.method.is_due(token):
             forward = model if self._compiled_forward is None else self._compiled_forward
-            return self._steer(token, forward(**inputs, return_dict=True).logits[:, -1], None, unfinished)
+            return self._steer(token, forward(**inputs, return_dict=True).logits[:, -1], None)
         if self._compiled_due_step is None:
             outputs, tail = self.steering.forward(model, inputs)
-            return self._steer(token, outputs.logits[:, -1], tail, unfinished)
-        ema, peak = self._recorder.averages()
-        coin, controller = self._coins[token], self._graph_controller
+            return self._steer(token, outputs.logits[:, -1], tail)
+        recorder, controller = self._recorder, self._graph_controller
+        recorder.entropies()
+        coins = [self._coins[token]] * recorder.batch
+        ema, peak, coin = torch.tensor([recorder.ema, recorder.peak, coins], device=self._device)
         step = self._compiled_due_step(self.steering, controller, inputs, ema, peak, coin, unfinished)
         # Copies: a CUDA graph writes its results into the same memory again.
         kept = DueStep(step.logits, *(None if result is None else result.clone() for result in step[1:]))
-        self.steering.healthy = kept.healthy
-        self._recorder.add(kept.entropy)
-        self._recorder.add_averages(kept.ema, kept.peak)
-        self._note(kept.active, kept.alpha, kept.entropy_change, kept.grad_norm)
+        controller.healthy = kept.healthy
+        recorder.add(kept.entropy)
+        recorder.add_update(kept.active, kept.alpha, kept.refreshed, kept.grad_norm, self.steering.shift())
         return kept.logits
 
-    def _steer(self, token: int, logits: Tensor, tail: TailInputs | None, unfinished: Tensor) -> Tensor:
+    def _steer(self, token: int, logits: Tensor, tail: TailInputs | None) -> Tensor:
         """Updates the cache if the token is due, notes the trace, and gives the logits to choose from."""
+        method, recorder = self.method, self._recorder
         if tail is not None and token == 0:
             tail = self.steering.rerun(tail)
             logits = tail.logits
         logits = logits.detach()
         log_p = log_probabilities(logits)
         h = entropy_of(log_p)
-        self._recorder.add(h.to(unfinished.device))
+        recorder.add(h.to(self._device))
         if tail is None:
             return logits
-        ema, peak = self._recorder.averages()
-        alpha = POLICIES[self.method.policy](ema, peak, self._coins[token])
-        update = self.steering.update(tail, log_p, h, alpha, unfinished)
-        self._note(update.active, alpha, update.entropy_change, update.grad_norm)
+        samples = zip(recorder.entropies(), recorder.ema, recorder.peak, self._alive, strict=True)
+        policy, coin = POLICIES[method.policy], self._coins[token]
+        alpha = [
+            policy(ema, peak, coin) if alive and entropy >= method.min_entropy else 0.0
+            for entropy, ema, peak, alive in samples
+        ]
+        update = self.steering.update(tail, log_p, h, alpha)
+        refreshed = None if update.logits is None else entropy_of(log_probabilities(update.logits))
+        recorder.add_update(update.moved, alpha, refreshed, update.grad_norm, self.steering.shift())
         return logits if update.logits is None else update.logits
-
-    def _note(self, active: Tensor, alpha: Tensor, entropy_change: Tensor | None, grad_norm: Tensor) -> None:
-        self._recorder.add_update(active, alpha, entropy_change, grad_norm, self.steering.shift())
 
     def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
         if not do_sample:
@@ -214,8 +218,9 @@ class DecodingLoop:
         if self.steering is None:
             return [""] * len(self._video_tokens)
         fault = "a gradient was not finite; from there on the sample went on as the base model"
-        healthy = zip(self.steering.healthy.tolist(), self._video_tokens, strict=True)
-        return [fault if n and not ok else "" for ok, n in healthy]
+        controller = self._graph_controller
+        healthy = self.steering.healthy if controller is None else controller.healthy.tolist()
+        return [fault if n and not ok else "" for ok, n in zip(healthy, self._video_tokens, strict=True)]
 
 
 def _noting_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs) -> AbstractContextManager[None]:

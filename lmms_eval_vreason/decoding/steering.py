@@ -5,6 +5,7 @@ untouched forward. A due step runs the model's own forward under grad mode with 
 layer hands out its values as an autograd leaf: nothing before that leaf is recorded, and attention stays upstream's.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from lmms_eval_vreason.decoding.config import VReason
 from lmms_eval_vreason.decoding.controller import ValueCacheController
-from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities
+from lmms_eval_vreason.decoding.entropy import OBJECTIVE_GRADIENTS, entropy_of, log_probabilities
 
 
 @dataclass
@@ -41,14 +42,16 @@ class TailInputs:
 
 @dataclass(frozen=True)
 class Update:
-    """What one due step did, (batch,); the rest holds for the samples that were ``active``, whose ΔV has moved.
+    """What one due step did.
 
-    ``entropy_change`` and ``logits`` (batch, vocabulary), to choose the token from, are None without a refresh.
+    Attributes:
+        moved: (batch,), the samples whose ΔV has moved. The rest holds for these.
+        grad_norm: (batch,), L2 norm of dL/dΔV.
+        logits: (batch, vocabulary), to choose the token from; None without a refresh.
     """
 
-    active: Tensor
-    grad_norm: Tensor
-    entropy_change: Tensor | None = None
+    moved: list[bool]
+    grad_norm: list[float]
     logits: Tensor | None = None
 
 
@@ -75,7 +78,8 @@ class Steering:
             for layer in self.cache_layers
         ]
         # A sample whose gradient was once not finite decodes on as the base model.
-        self.healthy = video_mask.any(dim=1)
+        self.healthy: list[bool] = video_mask.any(dim=1).tolist()
+        self._device = video_mask.device
 
     def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
         """The model's own forward for one token, recorded from the steered caches on, and what :meth:`update` needs."""
@@ -97,73 +101,65 @@ class Steering:
             again.hidden, again.logits = self._run_tail(again)
         return again
 
-    def update(self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, unfinished: Tensor) -> Update:
+    def update(self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: list[float]) -> Update:
         """Moves ΔV, writes V_new into the cache and, if asked, refreshes the logits.
 
-        A sample that is finished, too certain or whose gradient is or was not finite stays as it is.
+        A sample whose gradient is or was not finite stays as it is.
 
         Args:
             tail: From :meth:`forward` or :meth:`rerun`.
             log_p: (batch, vocabulary), of its logits.
             h: (batch,), their entropy, nats.
-            alpha: (batch,), -1 or +1.
-            unfinished: (batch,) bool.
+            alpha: (batch,), -1 or +1; 0 for a sample that is to stay as it is.
         """
-        logits, before, grad_norm = tail.logits.detach(), h, None
-        active = (h >= self.method.min_entropy).logical_and_(unfinished).logical_and_(self.healthy)
-        for remaining in reversed(range(self.method.steps_per_update)):
-            active, moves, norm = self._optimizer_step(tail, log_p, h, alpha, active)
-            grad_norm = norm if grad_norm is None else grad_norm
-            if not any(moves):
-                break
-            if remaining:
+        logits, grad_norm = tail.logits.detach(), [torch.nan] * len(alpha)
+        alpha = [a if healthy else 0.0 for a, healthy in zip(alpha, self.healthy, strict=True)]
+        moved = [a != 0 for a in alpha]
+        for step in range(self.method.steps_per_update if any(moved) else 0):
+            if step:
                 tail = self.rerun(tail)
                 log_p = log_probabilities(tail.logits.detach())
                 h = entropy_of(log_p)
-        if not (self.method.refresh and any(moves)):
-            return Update(active, grad_norm)
+            norms = self._optimizer_step(tail, log_p, h, alpha)
+            grad_norm = grad_norm if step else norms
+            moved = [a != 0 for a in alpha]
+            if not any(moved):
+                break
+        if not (self.method.refresh and any(moved)):
+            return Update(moved, grad_norm)
         refreshed = self._refresh(tail)
-        return Update(
-            active,
-            grad_norm,
-            entropy_change=entropy(refreshed) - before,
-            logits=refreshed if all(moves) else torch.where(active[:, None], refreshed, logits),
-        )
+        if not all(moved):
+            refreshed = torch.where(torch.tensor(moved, device=logits.device)[:, None], refreshed, logits)
+        return Update(moved, grad_norm, refreshed)
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖; the mean over layers where several are steered."""
-        device = self.healthy.device
-        shifts = [controller.shift().to(device) for controller in self.controllers]
+        shifts = [controller.shift().to(self._device) for controller in self.controllers]
         return shifts[0] if len(shifts) == 1 else torch.stack(shifts).mean(dim=0)
 
     def state_bytes(self) -> int:
         """Bytes that the controllers keep between steps."""
         return sum(controller.state_bytes() for controller in self.controllers)
 
-    def _optimizer_step(
-        self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: Tensor, active: Tensor
-    ) -> tuple[Tensor, list[bool], Tensor]:
-        """The samples of ``active`` that have been moved, the same on the host, and the gradients' norms, (batch,)."""
-        cache_gradients = self._cache_gradients(tail, log_p, h, torch.where(active, alpha, 0.0))
+    def _optimizer_step(self, tail: TailInputs, log_p: Tensor, h: Tensor, alpha: list[float]) -> list[float]:
+        """The gradients' norms, (batch,). Sets ``alpha`` to 0 for a sample whose gradient is not finite."""
+        cache_gradients = self._cache_gradients(tail, log_p, h, torch.tensor(alpha, device=h.device))
         gradients = [c.gradient(g) for c, g in zip(self.controllers, cache_gradients, strict=True)]
-        device = active.device
-        norms = [c.gradient_norm(g).to(device) for c, g in zip(self.controllers, gradients, strict=True)]
+        norms = [c.gradient_norm(g).to(self._device) for c, g in zip(self.controllers, gradients, strict=True)]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(dim=0).sqrt()
-        # A norm is not negative: one comparison tells nan and infinity.
-        sound = norm < torch.inf
-        moved = active & sound
         # The one time that an update waits for the device.
-        moves, are_sound = torch.stack([moved, sound]).tolist()
-        if not all(are_sound):
-            self.healthy = self.healthy & sound
+        norm = norm.tolist()
+        broken = [sample for sample, length in enumerate(norm) if not math.isfinite(length)]
+        for sample in broken:
+            self.healthy[sample], alpha[sample] = False, 0.0
+        active = [a != 0 for a in alpha]
         for controller, gradient, layer in zip(self.controllers, gradients, self.cache_layers, strict=True):
-            for sample, is_sound in enumerate(are_sound):
-                if not is_sound:
-                    controller.reset(sample)
-            controller.step(gradient, moves)
-            if any(moves) or not all(are_sound):
+            for sample in broken:
+                controller.reset(sample)
+            controller.step(gradient, active)
+            if broken or any(active):
                 controller.write(layer.values)
-        return moved, moves, norm
+        return norm
 
     def _cache_gradients(self, tail: TailInputs, log_p: Tensor, h: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         """d(Σ weights · objective)/d(leaves). The vocabulary's part is closed form, the rest autograd's."""
@@ -187,7 +183,7 @@ class Steering:
         for layer in self.layers:
             hidden = layer(hidden, *tail.args[1:], **tail.kwargs)
         hidden = self.text_model.norm(hidden)
-        return hidden, self.head(hidden).squeeze(1).to(self.healthy.device)
+        return hidden, self.head(hidden).squeeze(1).to(self._device)
 
     @torch.no_grad()
     def _refresh(self, tail: TailInputs) -> Tensor:
@@ -253,7 +249,7 @@ def _noting_hidden(norm: nn.Module, tail: TailInputs) -> Iterator[None]:
 def _update(
     layer: CacheLayerMixin, *, append: bool, follows: bool, leaves: list[Tensor] | None
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A cache layer's ``update`` that hands out its values as an autograd leaf, noted in ``leaves``, if these are given.
+    """A cache layer's ``update`` that hands out its values as an autograd leaf, noted in ``leaves`` if that is given.
 
     With ``append=False`` it does not grow: the token is cached already.
 

@@ -1,12 +1,11 @@
 """What happened at each generated token, kept on the device and moved to the host in blocks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from lmms_eval_vreason.decoding.entropy import moving_average
 
 # A trace's arrays, in order.
 COLUMNS = ("entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm")
@@ -49,52 +48,58 @@ class Trace:
 
 
 class TraceRecorder:
-    """Collects (batch,) tensors without waiting for the device, but for one copy every 64 tokens.
+    """Collects each token's figures without waiting for the device, but when an update asks and every 64 tokens.
 
     An ordinary token leaves its entropy and nothing else: the moving average is brought up to date when an update asks
     for it or a block is full, token by token as the paper has it.
+
+    Attributes:
+        ema, peak: The entropy's moving average and its peak of each sample, nats; see :meth:`averages`.
     """
 
-    def __init__(self, batch: int, ema_decay: float, device: torch.device) -> None:
-        self.ema_decay = ema_decay
-        self.ema = self.peak = torch.zeros(batch, device=device)
-        self._nan = torch.full((batch,), torch.nan, device=device)
+    def __init__(self, batch: int, ema_decay: float) -> None:
+        self.batch, self.ema_decay = batch, ema_decay
+        self.ema, self.peak = [0.0] * batch, [0.0] * batch
+        self.tokens = 0
         self._entropies: list[Tensor] = []
-        self._averages: list[Tensor] = []
-        self._updates: list[tuple[Tensor, ...]] = []
+        self._rows: list[tuple[list[float], list[float], list[float]]] = []
+        self._updates: list[tuple[Tensor | list[float], ...]] = []
+        self._update_rows: list[np.ndarray] = []
         self._updated: list[int] = []
-        self._tokens = 0
-        self._token_blocks: list[Tensor] = []
-        self._update_blocks: list[Tensor] = []
         self.seconds_prefill = 0.0
         self.seconds_ordinary = 0.0
         self.seconds_due = 0.0
 
     def add(self, entropy: Tensor) -> None:
         """One token: its entropy (batch,), nats."""
-        if len(self._entropies) == _BLOCK:
-            self._flush()
         self._entropies.append(entropy)
-        self._tokens += 1
+        self.tokens += 1
+        if len(self._entropies) == _BLOCK:
+            self._take_in_tokens()
 
-    def averages(self) -> tuple[Tensor, Tensor]:
-        """The entropy's moving average and its peak, (batch,) each, up to the last token that was added."""
-        for entropy in self._entropies[len(self._averages) // 2 :]:
-            self.add_averages(*moving_average(self.ema, self.peak, entropy, self.ema_decay))
-        return self.ema, self.peak
-
-    def add_averages(self, ema: Tensor, peak: Tensor) -> None:
-        """The last token's moving average and peak, where they are at hand already."""
-        self.ema, self.peak = ema, peak
-        self._averages += (ema, peak)
+    def entropies(self) -> list[float]:
+        """The last token's entropies, nats. ``ema`` and ``peak`` are up to date from here on."""
+        self._take_in_tokens()
+        return self._rows[-1][0]
 
     def add_update(
-        self, active: Tensor, alpha: Tensor, entropy_change: Tensor | None, grad_norm: Tensor, shift: Tensor
+        self,
+        active: Tensor | list[bool],
+        alpha: Tensor | list[float],
+        refreshed: Tensor | None,
+        grad_norm: Tensor | list[float],
+        shift: Tensor,
     ) -> None:
-        """The last token's update, all (batch,); what it says of samples that were not ``active`` does not count."""
-        change = self._nan if entropy_change is None else entropy_change
-        self._updates.append((active, alpha, change, grad_norm, shift))
-        self._updated.append(self._tokens - 1)
+        """The last token's update, all (batch,); what it says of samples that were not ``active`` does not count.
+
+        ``refreshed`` is the entropy after it, nats.
+        """
+        if refreshed is None:
+            refreshed = [np.nan] * self.batch
+        self._updates.append((active, alpha, refreshed, grad_norm, shift))
+        self._updated.append(self.tokens - 1)
+        if len(self._updates) == _BLOCK:
+            self._take_in_updates()
 
     def add_seconds(self, seconds: float, due: bool) -> None:
         """Wall time of one step."""
@@ -108,7 +113,6 @@ class TraceRecorder:
 
         ``notes`` say why no update was made, and count where none was; ``faults`` (mostly empty) count always.
         """
-        self._flush()
         columns = self._columns()
         return [
             self._trace({name: column[:n, i].copy() for name, column in columns.items()}, *about)
@@ -117,21 +121,22 @@ class TraceRecorder:
 
     def _columns(self) -> dict[str, np.ndarray]:
         """(tokens, batch) arrays, by their names."""
-        batch, updated = len(self.ema), self._updated
-        empty = torch.zeros(0, 3, batch), torch.zeros(0, 5, batch)
-        blocks = self._token_blocks or empty[:1], self._update_blocks or empty[1:]
-        tokens, updates = (torch.cat(block).numpy() for block in blocks)
-        active, alpha, change, grad_norm, shift = updates.transpose(1, 0, 2)
+        self._take_in_tokens()
+        self._take_in_updates()
+        batch, updated = self.batch, self._updated
+        tokens = np.array(self._rows, "float32").reshape(-1, 3, batch)
+        updates = np.concatenate([np.zeros((5, 0, batch), "float32"), *self._update_rows], axis=1)
+        active, alpha, refreshed, grad_norm, shift = updates
         columns = dict(zip(COLUMNS[:3], tokens.transpose(1, 0, 2), strict=True))
         for name, values, elsewhere in (
             ("alpha", alpha, 0),
-            ("entropy_change", change, np.nan),
+            ("entropy_change", refreshed - columns["entropy"][updated], np.nan),
             ("grad_norm", grad_norm, np.nan),
         ):
-            columns[name] = np.full((self._tokens, batch), elsewhere, "float32")
+            columns[name] = np.full((self.tokens, batch), elsewhere, "float32")
             columns[name][updated] = np.where(active > 0, values, np.float32(elsewhere))
         # ΔV stays between updates.
-        latest = np.searchsorted(updated, np.arange(self._tokens), side="right")
+        latest = np.searchsorted(updated, np.arange(self.tokens), side="right")
         columns["shift"] = np.concatenate([np.zeros((1, batch), "float32"), shift])[latest]
         return columns
 
@@ -150,13 +155,28 @@ class TraceRecorder:
             note=fault or ("" if updates else note),
         )
 
-    def _flush(self) -> None:
+    def _take_in_tokens(self) -> None:
         if not self._entropies:
             return
-        self.averages()
-        columns = torch.stack(self._entropies).float(), torch.stack(self._averages).unflatten(0, (-1, 2))
-        self._token_blocks.append(torch.cat([columns[0][:, None], columns[1]], dim=1).cpu())
-        if self._updates:
-            columns = [torch.stack(column).float() for column in zip(*self._updates, strict=True)]
-            self._update_blocks.append(torch.stack(columns, dim=1).cpu())
-        self._entropies.clear(), self._averages.clear(), self._updates.clear()
+        rest = 1.0 - self.ema_decay
+        for row in torch.stack(self._entropies).tolist():
+            for sample, h in enumerate(row):
+                # As moving_average has it; neither nan nor infinity is below infinity.
+                if h < torch.inf:
+                    self.ema[sample] += rest * (h - self.ema[sample])
+                    self.peak[sample] = max(self.peak[sample], self.ema[sample])
+            self._rows.append((row, list(self.ema), list(self.peak)))
+        self._entropies.clear()
+
+    def _take_in_updates(self) -> None:
+        if not self._updates:
+            return
+        columns = zip(*self._updates, strict=True)
+        self._update_rows.append(np.array([_on_host(column) for column in columns], "float32"))
+        self._updates.clear()
+
+
+def _on_host(column: Sequence[Tensor | list[float]]) -> list[list[float]]:
+    if all(isinstance(row, Tensor) for row in column):
+        return torch.stack(list(column)).tolist()
+    return [row.tolist() if isinstance(row, Tensor) else row for row in column]
