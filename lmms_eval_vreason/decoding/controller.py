@@ -107,15 +107,16 @@ class Adam:
         self.learning_rate = learning_rate
         self.mean, self.square = torch.zeros_like(delta), torch.zeros_like(delta)
         self.steps = torch.zeros(len(sizes), device=delta.device)
-        self._states = list(zip(self.mean.split(sizes), self.square.split(sizes), self.steps.unbind(), strict=True))
+        self._states = list(self.mean.split(sizes)), list(self.square.split(sizes)), list(self.steps.unbind())
 
     def step(self, deltas: Sequence[Tensor], gradients: Sequence[Tensor], active: Sequence[bool]) -> None:
         """As :meth:`Sgd.step`; an inactive sample's moments stay."""
-        samples = zip(deltas, gradients, self._states, active, strict=True)
-        moving = [(delta, gradient, *state) for delta, gradient, state, moves in samples if moves]
-        if not moving:
+        columns = (deltas, gradients, *self._states)
+        if not all(active):
+            columns = ([x for x, moves in zip(column, active, strict=True) if moves] for column in columns)
+        deltas, gradients, means, squares, steps = columns
+        if not steps:
             return
-        deltas, gradients, means, squares, steps = map(list, zip(*moving, strict=True))
         torch._foreach_add_(steps, 1.0)
         torch._fused_adam_(
             *(deltas, gradients, means, squares, [], steps),
@@ -216,7 +217,7 @@ class ValueCacheController:
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """dL/dΔV (tokens, kv_heads, head_dim) from dL/dV_cache (batch, kv_heads, tokens, head_dim)."""
-        packed = self.take(gradient).to(self.delta.dtype)
+        packed = self._packed(gradient).to(self.delta.dtype)
         return shift_gradient(self.original, self.delta, packed, self.norm, self.length, self._moved_norm)
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
@@ -243,8 +244,12 @@ class ValueCacheController:
 
         ``states`` may hold more tokens than the prefill did.
         """
-        # Attention's gradient lies token by token in memory, so that this copies whole runs of it.
-        return torch.cat([states[row, :, start:end].transpose(0, 1) for row, start, end in self.runs])
+        return self._packed(states).clone()
+
+    def _packed(self, states: Tensor) -> Tensor:
+        # Attention's gradient lies token by token in memory: one run is a view of it, and copies are of whole runs.
+        parts = [states[row, :, start:end].transpose(0, 1) for row, start, end in self.runs]
+        return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
     def per_sample(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Each sample's part of ``packed`` (tokens, ...), a view."""

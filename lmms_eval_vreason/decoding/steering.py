@@ -7,7 +7,7 @@ layer hands out its values as an autograd leaf: nothing before that leaf is reco
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,11 +84,12 @@ class Steering:
     def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
         """The model's own forward for one token, recorded from the steered caches on, and what :meth:`update` needs."""
         tail = TailInputs()
-        with ExitStack() as stack:
-            stack.enter_context(noting_call(self.layers[0], tail, record=True))
-            if self.method.head_topk:
-                stack.enter_context(_noting_hidden(self.text_model.norm, tail))
-            stack.enter_context(self._caches(append=True, leaves=tail.leaves))
+        noting_hidden = _noting_hidden(self.text_model.norm, tail) if self.method.head_topk else nullcontext()
+        with (
+            noting_call(self.layers[0], tail, record=True),
+            noting_hidden,
+            self._caches(append=True, leaves=tail.leaves),
+        ):
             outputs = model(**inputs, return_dict=True)
             # In here: a view taken under no_grad has no graph. The gradient of a slice would be a tensor of zeros.
             tail.logits = outputs.logits.squeeze(1)
