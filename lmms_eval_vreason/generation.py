@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList
 
 from lmms_eval_vreason.batch_size import is_out_of_memory, release
+from lmms_eval_vreason.compiling import AutoCompile
 from lmms_eval_vreason.decoding import Trace, VReason
 from lmms_eval_vreason.inputs import check_context, process, render
 from lmms_eval_vreason.options import ThinkingOptions
@@ -75,6 +76,7 @@ class Generator:
         self.model, self.processor, self.method, self.thinking, self.device = model, processor, method, thinking, device
         self.tokenizer = processor.tokenizer
         self.prefixes = SharedPrefixes(model, processor, device)
+        self.compiling = AutoCompile(model, method, device)
         tags = {"<think>", "</think>", "<answer>", "</answer>"}
         self._hidden_ids = {
             token for token in self.tokenizer.all_special_ids if self.tokenizer.convert_ids_to_tokens(token) not in tags
@@ -82,14 +84,19 @@ class Generator:
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, list) else [ends])
 
-    def expect(self, samples: Sequence[Sample], shared_prefix: float) -> None:
+    def expect(
+        self, samples: Sequence[Sample], shared_prefix: float, *, batch: int | None = None, share: float = 1.0
+    ) -> None:
         """Says which samples are to be answered, so that questions on one video share its prefill.
 
         Args:
             shared_prefix: As in :class:`~lmms_eval_vreason.options.RunOptions`, GB. Called with no samples it frees
                 what is held.
+            batch: How many are answered together; None if that is not known.
+            share: Of the samples, that this process will answer.
         """
         self.prefixes.expect(samples, shared_prefix)
+        self.compiling.expect(batch, int(share * sum(map(self._most_tokens, samples))))
 
     @torch.no_grad()
     def generate(
@@ -104,6 +111,19 @@ class Generator:
             ValueError: A prompt that does not fit into the model's context with its budgets.
         """
         method = method or self.method
+        if self.compiling.is_due(len(samples)):
+            inputs = self._inputs(samples, media).to(self.device)
+            self.compiling.hold_trial(method, inputs, max(map(self._most_tokens, samples)))
+        chosen = self.compiling.applied(method, len(samples))
+        try:
+            return self._answer(samples, media, chosen)
+        except Exception as error:
+            if chosen == method or is_out_of_memory(error):
+                raise
+            self.compiling.give_up(error)
+        return self._answer(samples, media, method)
+
+    def _answer(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason) -> list[Completion]:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         try:
@@ -140,12 +160,15 @@ class Generator:
         self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason
     ) -> list[Completion]:
         started = time.perf_counter()
-        texts = [render(self.processor, sample) for sample in samples]
-        inputs = process(self.processor, texts, media)
-        check_context(self.model, inputs["attention_mask"])
+        inputs = self._inputs(samples, media)
         with timed(self.model.model.visual, self.device) as vision:
             cost = _Cost(started, vision, 0.0, inputs["attention_mask"].sum(dim=1).tolist())
             return self._generate(samples, method, inputs.to(self.device), cost)
+
+    def _inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchFeature:
+        inputs = process(self.processor, [render(self.processor, sample) for sample in samples], media)
+        check_context(self.model, inputs["attention_mask"])
+        return inputs
 
     def _generate(
         self, samples: Sequence[Sample], method: VReason, inputs: Mapping[str, Any], cost: "_Cost"
@@ -192,6 +215,12 @@ class Generator:
             "stopping_criteria": StoppingCriteriaList([budgets.criteria]),
         }
         return budgets, arguments
+
+    def _most_tokens(self, sample: Sample) -> int:
+        """That may be generated for it."""
+        if self.thinking.thinking:
+            return self.thinking.max_thinking_tokens + self.thinking.max_answer_tokens
+        return sample.settings.generation.get("max_new_tokens", _DEFAULT_NEW_TOKENS)
 
     def _generators(self, samples: Sequence[Sample]) -> list[torch.Generator] | None:
         """One a sample, seeded by who the sample is: its draws don't depend on order, batch or process."""

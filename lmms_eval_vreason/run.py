@@ -81,7 +81,7 @@ class Run:
             with self._bar:
                 for index, head, error in self._unbuilt:
                     self._fail(self.team.rank, index, head, error)
-                self.generator.expect([w.sample for group in (*with_us, *shared) for w in group], self._shared_prefix)
+                self._expect(with_us, shared)
                 for batch in self._batches(chain(chain.from_iterable(with_us), self.team.candidates(shared))):
                     self._answer_batch(batch)
                 self.generator.expect((), 0)
@@ -151,9 +151,10 @@ class Run:
         self._resumed = resumed
         return grouped(large), grouped(chain.from_iterable(share[2] for share in shares))
 
-    @property
-    def _shared_prefix(self) -> float:
-        return self.options.run.shared_prefix
+    def _expect(self, with_us: list[list[Waiting]], shared: list[list[Waiting]]) -> None:
+        samples = [w.sample for group in (*with_us, *shared) for w in group]
+        batch = None if self.size.auto else self.size.now
+        self.generator.expect(samples, self.options.run.shared_prefix, batch=batch, share=1 / self.team.size)
 
     def _batches(self, candidates: Iterable[Waiting]) -> Iterator[Batch]:
         """Neighbours with the same settings, as many as fit, taken by this process and with their media read."""

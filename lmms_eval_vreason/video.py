@@ -16,6 +16,7 @@ _TOKEN_PIXELS = (2 * 14) ** 2  # and patches of 14 x 14 pixels two by two each w
 MAX_SOURCE_PIXELS = 8192 * 8192
 MAX_HOURS = 24
 _MIN_FRAMES = 4  # At a rate (fps), the least that a clip gives, as in qwen-vl-utils.
+_MOST_READERS = 8  # Threads that read ahead for one batch.
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -230,7 +231,9 @@ def read_ahead(
     keys = iter(keys)
     ahead: deque[tuple[Key, Future[Value]]] = deque()
     newest: tuple[Key, Future[Value]] | None = None
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+    # A batch waits for all of its own, the first one with nothing to do meanwhile: so they are read side by side.
+    workers = max(depth, min(at_least(), _MOST_READERS), 1)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="read-ahead") as pool:
         try:
             while True:
                 while not ahead or (depth and (_readings(ahead) <= depth or len(ahead) <= at_least())):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class Adam:
         self.learning_rate = learning_rate
         self.mean, self.square = torch.zeros_like(delta), torch.zeros_like(delta)
         self.steps = torch.zeros(len(sizes), device=delta.device)
-        self._states = list(self.mean.split(sizes)), list(self.square.split(sizes)), list(self.steps.unbind())
+        self._states = _split(self.mean, sizes), _split(self.square, sizes), list(self.steps.unbind())
 
     def step(self, deltas: Sequence[Tensor], gradients: Sequence[Tensor], active: Sequence[bool]) -> None:
         """As :meth:`Sgd.step`; an inactive sample's moments stay."""
@@ -209,7 +210,7 @@ class ValueCacheController:
         self.delta = torch.zeros_like(self.original, dtype=dtype)
         self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, sizes)
         self.sizes = sizes
-        self._deltas = self.delta.split(sizes)
+        self._deltas = _split(self.delta, sizes)
         self.noise = None
         if rounding == "stochastic" and values.dtype == torch.bfloat16:
             ordinal = torch.cat([torch.arange(1, size + 1, device=values.device) for size in sizes])
@@ -226,7 +227,7 @@ class ValueCacheController:
 
     def step(self, gradient: Tensor, active: Sequence[bool]) -> None:
         """One optimiser step on the ``active`` samples, from dL/dΔV; the others' state is not touched."""
-        self.optimizer.step(self._deltas, gradient.split(self.sizes), active)
+        self.optimizer.step(self._deltas, _split(gradient, self.sizes), active)
 
     def reset(self, sample: int) -> None:
         """ΔV ← 0 for one sample."""
@@ -236,7 +237,7 @@ class ValueCacheController:
         """Writes V_new into the layer's value cache (batch, kv_heads, tokens, head_dim), in place."""
         moved, self._moved_norm = moved_values(self.original, self.delta, self.norm, self.length)
         moved = moved.to(values.dtype) if self.noise is None else rounded(moved, self.noise.next())
-        for (row, start, end), part in zip(self.runs, moved.split(self._run_lengths), strict=True):
+        for (row, start, end), part in zip(self.runs, _split(moved, self._run_lengths), strict=True):
             values[row, :, start:end].copy_(part.transpose(0, 1))
 
     def take(self, states: Tensor) -> Tensor:
@@ -251,9 +252,9 @@ class ValueCacheController:
         parts = [states[row, :, start:end].transpose(0, 1) for row, start, end in self.runs]
         return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
-    def per_sample(self, packed: Tensor) -> tuple[Tensor, ...]:
+    def per_sample(self, packed: Tensor) -> list[Tensor]:
         """Each sample's part of ``packed`` (tokens, ...), a view."""
-        return packed.split(self.sizes)
+        return _split(packed, self.sizes)
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
@@ -269,9 +270,13 @@ class ValueCacheController:
 
     @staticmethod
     def _per_sample_norm(x: Tensor, sizes: Sequence[int]) -> Tensor:
-        if len(sizes) == 1:
-            return torch.linalg.vector_norm(x).view(1)
-        return torch.stack(torch._foreach_norm(x.split(sizes)))
+        return torch.stack([torch.linalg.vector_norm(part) for part in _split(x, sizes)])
+
+
+def _split(packed: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Views of ``packed`` (tokens, ...), one after another; ``Tensor.split`` is not a view on every backend."""
+    ends = list(accumulate(sizes))
+    return [packed[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _runs(mask: Tensor) -> list[tuple[int, int, int]]:
