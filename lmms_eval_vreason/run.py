@@ -163,8 +163,9 @@ class Run:
         readings = read_ahead(
             (w.sample.media for w in ahead), self._read, self.options.video.read_ahead, lambda: self.size.now
         )
+        borne = None  # The reading whose seconds a question on it has borne.
         for waiting, (_, reading) in zip(candidates, readings, strict=True):
-            if batch and (len(batch) >= self.size.now or batch[0][0].sample.settings != waiting.sample.settings):
+            if batch and batch[0][0].sample.settings != waiting.sample.settings:
                 yield batch
                 batch = []
             if not self.team.take(waiting):
@@ -172,7 +173,13 @@ class Run:
             if (error := reading.exception()) is not None:
                 self._fail(waiting.owner, waiting.sample.index, waiting, error)
             else:
-                batch.append((waiting, reading.result()))
+                media, seconds = reading.result()
+                batch.append((waiting, (media, 0.0 if reading is borne else seconds)))
+                borne = reading
+            if len(batch) >= self.size.now:
+                # At once: the next candidate is not here before its video is read.
+                yield batch
+                batch = []
         if batch:
             yield batch
 

@@ -247,3 +247,12 @@ def test_the_next_batch_s_videos_are_read_while_the_device_works(build, videos, 
     answer(build(batch_size=batch_size, read_ahead=1, on_error="raise", journal="off"), docs)
     # One decoding of a video serves all its questions.
     assert sorted(done) == sorted(videos)
+
+
+def test_one_question_bears_the_time_that_its_video_took(build, videos):
+    model = build(batch_size=2)
+    answer(model, [{"video": path, "text": WORDS[: 20 + i]} for path in videos[:2] for i in range(3)])
+    seconds = {}
+    for record in latest_samples(read_records(model._journal.folder)).values():
+        seconds.setdefault(record["doc_id"] // 3, []).append(record["seconds"]["read"])
+    assert [sum(second > 0 for second in of_video) for of_video in seconds.values()] == [1, 1]

@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
         )
         settings = Settings(fixture, device, attention, args.tokens, args.threads)
         rounds = _Rounds(settings, rows, args.rounds, delay)
-        rounds.run()
-    report = {"shape": {"name": args.shape, **asdict(shape)}, **_report(args, settings, rounds)}
-    output.write_text(json.dumps(report, indent=1) + "\n")
+        for _ in rounds.run():
+            # After each round, so that what is measured outlives a run that is stopped.
+            report = {"shape": {"name": args.shape, **asdict(shape)}, **_report(args, settings, rounds)}
+            output.write_text(json.dumps(report, indent=1) + "\n")
     show(report)
     print(f"written: {output}")
     return 0
@@ -178,7 +179,8 @@ class _Rounds:
         self._took: dict[tuple[Entry, bool], float] = {}
         self._number = 0
 
-    def run(self) -> None:
+    def run(self) -> Iterator[int]:
+        """Yields each round's number, when it is over."""
         shuffle, order = random.Random(0), list(self.rows)
         steps = [(row, False) for row in order] + [(row, True) for row in order if self.delay is not None]
         self._left = steps * self.rounds
@@ -189,6 +191,7 @@ class _Rounds:
                 shuffle.shuffle(order)
                 for row in order:
                     self._measure(row, number)
+                yield number
 
     def _measure(self, row: Entry, number: int) -> None:
         plain = self._timed(row, number, 0.0)
