@@ -84,7 +84,7 @@ def test_removed_equals_masked(model, score, cache, ratio):
     assert all(torch.equal(a, b) for a, b in zip(ours, positions, strict=True))
     dropped = dropped_tokens(model, inputs, score, ratio)
     references = masked_logits(model, inputs, dropped, tokens, positions)
-    assert torch.equal(pruned.logits[0], plain.logits[0])
+    assert (pruned.logits[0] - plain.logits[0]).abs().max() <= 1e-5
     for ours, reference, base in zip(pruned.logits[1:], references, plain.logits[1:], strict=True):
         assert (ours - reference).abs().max() <= 1e-5
         assert (ours - base).abs().max() > 1e-3
