@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 from lmms_eval_vreason.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.decoding import Generation, Trace, VReason
 from lmms_eval_vreason.decoding.compiled import CACHE_STEP, static_cache
+from lmms_eval_vreason.video import first_line
 
-# Shorter runs don't pay for the compilation: so many steps of the 7B model take about as long on a recent GPU.
+# Shorter runs would not win back the minutes that compiling takes. An estimate: no GPU was at hand to measure it.
 MIN_STEPS = 16_384
 # Of the trial's generations, and of those before them, which compile and warm up.
 _TOKENS, _WARM_UP_TOKENS = 64, 16
 # By how much a step has to be faster.
 _GAIN = 1.05
-# Nats between the entropies of both ways, as long as their tokens agree: rounding in bfloat16 leaves less.
+# Nats between the entropies of both ways, as long as their tokens agree; room for bfloat16's rounding. An estimate too.
 _TOLERANCE = 0.1
 
 
@@ -60,7 +61,7 @@ class AutoCompile:
     def give_up(self, error: Exception) -> None:
         """From here on steps are not compiled."""
         self.batch, self._undecided = None, False
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         logger.warning(f"compile=auto: compiled steps failed; going on without ({reason})")
 
     def hold_trial(self, method: VReason, inputs: Mapping[str, Any], new_tokens: int) -> None:

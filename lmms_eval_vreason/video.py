@@ -73,7 +73,7 @@ def probe(media: Media) -> Clip:
         reader = decord.VideoReader(path, num_threads=1)
         total, fps = len(reader), float(reader.get_avg_fps())
     except Exception as error:  # decord raises types of its own for each way a file can be broken.
-        raise MediaError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
+        raise MediaError(f"{path}: cannot be opened as a video ({first_line(error)})") from error
     if total < 1 or not fps > 0 or not math.isfinite(fps):
         raise MediaError(f"{path}: holds no video frames")
     return cut(path, total, fps, media.start, media.end)
@@ -96,7 +96,7 @@ def check_bounds(path: str) -> Header:
                 codec, rate = streams[0].codec_context, float(streams[0].average_rate or 0)
                 header = Header(codec.width, codec.height, streams[0].frames or int(seconds * rate), rate, seconds)
     except Exception as error:  # av raises types of its own for each way a file can be broken.
-        raise MediaError(f"{path}: cannot be opened as a video ({_first_line(error)})") from error
+        raise MediaError(f"{path}: cannot be opened as a video ({first_line(error)})") from error
     if header is None:
         raise MediaError(f"{path}: holds no video frames")
     if header.width * header.height > MAX_SOURCE_PIXELS:
@@ -169,7 +169,7 @@ def read_image(media: Media, options: VideoOptions) -> Any:
     try:
         return fetch_image({"image": source, "min_pixels": options.min_pixels, "max_pixels": options.max_pixels})
     except Exception as error:  # PIL raises types of its own for each way a file can be broken.
-        raise MediaError(f"{source}: cannot be read as an image ({_first_line(error)})") from error
+        raise MediaError(f"{source}: cannot be read as an image ({first_line(error)})") from error
 
 
 def estimated_tokens(media: Media, options: VideoOptions) -> int:
@@ -269,7 +269,7 @@ def _given_frames(frames: Sequence[Any], element: dict[str, Any], options: Video
     try:
         return Frames(*fetch_video({**element, **rate, "video": chosen}, return_video_metadata=True))
     except Exception as error:  # PIL raises types of its own for each way a frame can be broken.
-        raise MediaError(f"a video given as {len(frames)} frames cannot be read ({_first_line(error)})") from error
+        raise MediaError(f"a video given as {len(frames)} frames cannot be read ({first_line(error)})") from error
 
 
 def _single_frame(clip: Clip):
@@ -284,14 +284,15 @@ def _reason(element: dict[str, Any], error: Exception) -> str:
     from qwen_vl_utils.vision_process import VIDEO_READER_BACKENDS, get_video_reader_backend
 
     if not isinstance(element.get("video"), str):
-        return _first_line(error)
+        return first_line(error)
     try:
         VIDEO_READER_BACKENDS[get_video_reader_backend()](element)
     except Exception as cause:  # As above.
-        return _first_line(cause)
-    return _first_line(error)
+        return first_line(cause)
+    return first_line(error)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What ``error`` says first, in at most 200 characters; its type's name if it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

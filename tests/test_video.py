@@ -142,7 +142,9 @@ def test_reading_ahead_keeps_order_reads_neighbours_once_and_hands_errors_to_the
     keys = ["a", "a", "b", "bad", "c", "c", "c", "a"]
     results = [(key, "failed" if f.exception() else f.result()) for key, f in read_ahead(keys, slow, depth)]
     assert results == [(key, "failed" if key == "bad" else key.upper()) for key in keys]
-    assert sorted(read) == ["a", "a", "b", "bad", "c"]
+    order = ["a", "b", "bad", "c", "a"]
+    # Several are read side by side: then only which they are is certain.
+    assert read == order if depth < 2 else sorted(read) == sorted(order)
 
 
 @pytest.mark.parametrize(("depth", "batch", "ahead"), [(1, 0, 1), (2, 0, 2), (2, 4, 4)])

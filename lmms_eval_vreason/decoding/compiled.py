@@ -15,12 +15,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
 from lmms_eval_vreason.decoding.config import VReason
-from lmms_eval_vreason.decoding.controller import (
-    Adam,
-    moved_values,
-    rounded,
-    shift_gradient,
-)
+from lmms_eval_vreason.decoding.controller import Adam, moved_values, rounded, shift_gradient
 from lmms_eval_vreason.decoding.entropy import (
     OBJECTIVE_GRADIENTS,
     POLICIES,

@@ -196,11 +196,11 @@ class ValueCacheController:
         self.norm = norm
         self.runs = _runs(video_mask)
         self._run_lengths = [end - start for _, start, end in self.runs]
-        sizes = video_mask.sum(dim=1).tolist()
+        self.sizes = video_mask.sum(dim=1).tolist()
         self.original = self.take(values)
         dtype = torch.promote_types(values.dtype, torch.float32)
         original = self.original.to(dtype)
-        self._original_norm = self._per_sample_norm(original, sizes).clamp_min(torch.finfo(dtype).tiny)
+        self._original_norm = self._per_sample_norm(original).clamp_min(torch.finfo(dtype).tiny)
         self.length = self._moved_norm = None
         if norm != "none":
             self.length = kept_norm(original, norm)
@@ -208,12 +208,11 @@ class ValueCacheController:
             _rows(self.original, norm).masked_fill_(self.length == 0, 1.0)
             self._moved_norm = kept_norm(self.original.to(dtype), norm)
         self.delta = torch.zeros_like(self.original, dtype=dtype)
-        self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, sizes)
-        self.sizes = sizes
-        self._deltas = _split(self.delta, sizes)
+        self.optimizer = OPTIMIZERS[optimizer](learning_rate, self.delta, self.sizes)
+        self._deltas = self.per_sample(self.delta)
         self.noise = None
         if rounding == "stochastic" and values.dtype == torch.bfloat16:
-            ordinal = torch.cat([torch.arange(1, size + 1, device=values.device) for size in sizes])
+            ordinal = torch.cat([torch.arange(1, size + 1, device=values.device) for size in self.sizes])
             self.noise = Noise(ordinal, values.shape[1], values.shape[3], seed)
 
     def gradient(self, gradient: Tensor) -> Tensor:
@@ -223,11 +222,11 @@ class ValueCacheController:
 
     def gradient_norm(self, gradient: Tensor) -> Tensor:
         """(batch,) L2 norm of each sample's dL/dΔV; not finite where any of its entries is not."""
-        return self._per_sample_norm(gradient, self.sizes)
+        return self._per_sample_norm(gradient)
 
     def step(self, gradient: Tensor, active: Sequence[bool]) -> None:
         """One optimiser step on the ``active`` samples, from dL/dΔV; the others' state is not touched."""
-        self.optimizer.step(self._deltas, _split(gradient, self.sizes), active)
+        self.optimizer.step(self._deltas, self.per_sample(gradient), active)
 
     def reset(self, sample: int) -> None:
         """ΔV ← 0 for one sample."""
@@ -258,7 +257,7 @@ class ValueCacheController:
 
     def shift(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
-        return self._per_sample_norm(self.delta, self.sizes) / self._original_norm
+        return self._per_sample_norm(self.delta) / self._original_norm
 
     def state_bytes(self) -> int:
         """Bytes this controller keeps between steps: V and its norms, ΔV, the optimiser's moments."""
@@ -268,9 +267,8 @@ class ValueCacheController:
         noise = 0 if self.noise is None else self.noise.state_bytes()
         return sum(t.numel() * t.element_size() for t in own) + self.optimizer.state_bytes() + noise
 
-    @staticmethod
-    def _per_sample_norm(x: Tensor, sizes: Sequence[int]) -> Tensor:
-        return torch.stack([torch.linalg.vector_norm(part) for part in _split(x, sizes)])
+    def _per_sample_norm(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.linalg.vector_norm(part) for part in self.per_sample(x)])
 
 
 def _split(packed: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -54,7 +54,7 @@ class TraceRecorder:
     for it or a block is full, token by token as the paper has it.
 
     Attributes:
-        ema, peak: The entropy's moving average and its peak of each sample, nats; see :meth:`averages`.
+        ema, peak: The entropy's moving average and its peak of each sample, nats; see :meth:`entropies`.
     """
 
     def __init__(self, batch: int, ema_decay: float) -> None:
