@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lmms_eval_vreason.decoding import Generation, Trace, VReason
+    from lmms_eval_vreason.engines.hf import Generation, generate
+    from lmms_eval_vreason.method import Trace, VReason
 
 # Loaded on first use: lmms-eval imports every plugin's package at start, and torch takes seconds.
-_LAZY = dict.fromkeys(("VReason", "Generation", "Trace"), "lmms_eval_vreason.decoding")
+_LAZY = {
+    **dict.fromkeys(("VReason", "Trace"), "lmms_eval_vreason.method"),
+    **dict.fromkeys(("Generation", "generate"), "lmms_eval_vreason.engines.hf"),
+}
 
-__all__ = ["Generation", "Trace", "VReason", "__version__"]
+__all__ = ["Generation", "Trace", "VReason", "__version__", "generate"]
 
 
 def __getattr__(name: str):

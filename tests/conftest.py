@@ -21,7 +21,7 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture
 def load(tiny_checkpoint, tmp_path):
     """Loads the model class on the tiny checkpoint, with a journal that all of a test's models share."""
-    from lmms_eval_vreason.model import Qwen2_5_VL_VReason
+    from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 
     return partial(Qwen2_5_VL_VReason, pretrained=str(tiny_checkpoint), device="cpu", journal=str(tmp_path / "journal"))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from instances import answered, instances
 
-from lmms_eval_vreason.model import Qwen2_5_VL_VReason
+from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 
 SAMPLES = 60
 SETTINGS = {"max_new_tokens": 16, "do_sample": False, "until": []}

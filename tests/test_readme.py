@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from lmms_eval_vreason.options import argument_names, defaults
+from lmms_eval_vreason.adapter.options import argument_names, defaults
 
 README = Path(__file__).parents[1] / "README.md"
 # Shown in words, because the default is worked out when it is needed.

@@ -14,9 +14,9 @@ from pathlib import Path
 from instances import answered, instances
 from PIL import Image
 
-from lmms_eval_vreason.generation import Generator
-from lmms_eval_vreason.journal import latest_samples, read_records
-from lmms_eval_vreason.model import Qwen2_5_VL_VReason
+from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
+from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.run.generation import Generator
 
 WORDS = "what moves to the left in this video and what is its colour after it has turned"
 generate = Generator.generate

@@ -25,7 +25,7 @@ from lmms_eval_vreason.bench.command_runs import Entry, Measurement, Settings, e
 from lmms_eval_vreason.bench.end_to_end_tables import delays, show, summary
 from lmms_eval_vreason.bench.fixture import build
 from lmms_eval_vreason.bench.run import device_of, machine
-from lmms_eval_vreason.bench.shapes import SHAPES, Shape
+from lmms_eval_vreason.bench.sizes import SHAPES, Shape
 
 STOCK, OFF = "stock", "ours, policy=off"
 _OURS = {

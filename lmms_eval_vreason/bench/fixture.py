@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lmms_eval_vreason.bench.shapes import Shape, with_random_weights
+from lmms_eval_vreason.bench.sizes import Shape, with_random_weights
 from lmms_eval_vreason.shapes.architecture import build_config, build_generation_config, build_processor
 from lmms_eval_vreason.shapes.questions import Question, ask
 from lmms_eval_vreason.shapes.render import CELL, FRAME, render, write_mp4

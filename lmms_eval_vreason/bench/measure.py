@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from lmms_eval_vreason.bench.shapes import Prompt
+from lmms_eval_vreason.bench.sizes import Prompt
 from lmms_eval_vreason.bench.variants import Variant
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from lmms_eval_vreason.bench.measure import clock, peak_bytes, seconds_per_token
-from lmms_eval_vreason.bench.shapes import SHAPES, Prompt, random_model
+from lmms_eval_vreason.bench.sizes import SHAPES, Prompt, random_model
 from lmms_eval_vreason.bench.traffic import ByteModel
 from lmms_eval_vreason.bench.variants import Variant, variants
 

@@ -1,7 +1,7 @@
 """The byte model: decoding one token is reading weights and cache, so what a method costs is what it reads besides."""
 
-from lmms_eval_vreason.bench.shapes import Shape
-from lmms_eval_vreason.decoding import VReason
+from lmms_eval_vreason.bench.sizes import Shape
+from lmms_eval_vreason.method import VReason
 
 # A dynamic cache is read and written anew at each token (concatenation) before attention reads it.
 _CACHE_PASSES = {"dynamic": 3, "static": 1}

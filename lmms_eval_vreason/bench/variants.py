@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from lmms_eval_vreason.decoding import VReason
-from lmms_eval_vreason.decoding.generate import frozen
-from lmms_eval_vreason.decoding.loop import DecodingLoop
-from lmms_eval_vreason.decoding.steering import Steering, TailInputs
+from lmms_eval_vreason.engines.hf.generate import frozen
+from lmms_eval_vreason.engines.hf.loop import DecodingLoop
+from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs
+from lmms_eval_vreason.method import VReason
 
 # Adaptation at every due token, so that each has its full cost; random weights give some tokens next to no entropy.
 _METHOD = VReason(min_entropy=0.0, compile="off")

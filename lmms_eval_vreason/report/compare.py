@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from lmms_eval_vreason.journal.summary import facts_warning
 from lmms_eval_vreason.report import statistics
-from lmms_eval_vreason.report.benchmarks import VSI_MRA, sort_key
+from lmms_eval_vreason.report.catalogue import VSI_MRA, sort_key
 from lmms_eval_vreason.report.journals import steering_facts
 from lmms_eval_vreason.report.published import PUBLISHED
 from lmms_eval_vreason.report.runs import KEY, Run, arguments
-from lmms_eval_vreason.report.summary import facts_warning
 
 MEAN, MEAN_WITH_MRA = "Mean", "Mean with MRA"
 FEW_DISCORDANT = 10

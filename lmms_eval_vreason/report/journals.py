@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
 
-from lmms_eval_vreason.report.summary import overhead
+from lmms_eval_vreason.journal.summary import overhead
 
 FOLDER = "vreason_journal"
 _BLOCK = 4 << 20  # bytes a block of the parser; a line must fit into it

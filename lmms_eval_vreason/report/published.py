@@ -6,7 +6,7 @@ efficiency figure. "Lite" is the page's "Pruned".
 
 from dataclasses import dataclass
 
-from lmms_eval_vreason.report.benchmarks import ORDER
+from lmms_eval_vreason.report.catalogue import ORDER
 
 SOURCE = "arXiv 2510.17045, project page; published, not re-run"
 

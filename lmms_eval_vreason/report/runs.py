@@ -13,7 +13,7 @@ import pyarrow.compute
 from pandas.util import hash_array
 
 from lmms_eval_vreason.report import journals
-from lmms_eval_vreason.report.benchmarks import benchmark_of, part_of
+from lmms_eval_vreason.report.catalogue import benchmark_of, part_of
 from lmms_eval_vreason.report.folders import SamplesFile, find_samples, parse_run
 from lmms_eval_vreason.report.reading import read_json, read_json_lines
 from lmms_eval_vreason.report.scores import answer_of, score_of, unfinished, video_of

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lmms_eval_vreason.report.benchmarks import VSI_ACCURACY, VSI_MRA
+from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 
 # Fields that lmms-eval itself puts into a logged sample; everything else is a metric.
 _FIELDS = {

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lmms_eval_vreason.journal.summary import format_facts
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
 from lmms_eval_vreason.report.published import SOURCE
-from lmms_eval_vreason.report.summary import format_facts
 
 UNKNOWN = "–"
 MARK = "†"

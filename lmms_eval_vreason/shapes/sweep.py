@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from lmms_eval_vreason.decoding import VReason
+from lmms_eval_vreason.method import VReason
 from lmms_eval_vreason.shapes import checkpoint_dir
 from lmms_eval_vreason.shapes.evaluate import MAX_NEW_TOKENS, prepare, read_answer
 from lmms_eval_vreason.shapes.items import Item, make_items

@@ -2,8 +2,8 @@
 
 from datasets import Dataset
 
-from lmms_eval_vreason.benchmarks.answers import split_response
 from lmms_eval_vreason.paths import cache_dir
+from lmms_eval_vreason.protocol.answers import split_response
 from lmms_eval_vreason.shapes.dataset import documents
 from lmms_eval_vreason.shapes.questions import prompt_text
 

@@ -1,6 +1,6 @@
 """The end-to-end benchmark's task for lmms-eval: multiple choice on made clips, several questions on each."""
 
-from lmms_eval_vreason.benchmarks.answers import split_response
+from lmms_eval_vreason.protocol.answers import split_response
 
 
 def doc_to_visual(doc: dict) -> list[str]:

@@ -1,0 +1,172 @@
+"""The checkpoint: found, checked and loaded. Weights come from safetensors only, and no code from a checkpoint runs."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from loguru import logger
+from packaging.version import Version
+from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import is_flash_attn_2_available
+
+from lmms_eval_vreason.adapter.options import ModelOptions
+from lmms_eval_vreason.journal.files import file_identity
+
+# The range that the tests have run on; later versions get a warning, earlier ones an error.
+TESTED = {"transformers": ("5.17", "5.23"), "lmms_eval": ("0.7.3", "0.7.3")}
+
+
+def check_environment() -> None:
+    """Looks at what is installed, before anything is loaded.
+
+    Raises:
+        ValueError: A package is missing or older than what this one was tested with.
+    """
+    for package in ("decord", "av", "qwen_vl_utils", "torchvision"):
+        if find_spec(package) is None:
+            raise ValueError(f"the package {package} is missing: pip install {package.replace('_', '-')}")
+    for package, (oldest, newest) in TESTED.items():
+        installed = Version(version(package))
+        name = package.replace("_", "-")
+        if installed < Version(oldest):
+            raise ValueError(f"{name} {installed} is older than {oldest}: pip install --upgrade {name}")
+        if installed.release[:2] > Version(newest).release[:2]:
+            logger.warning(f"{name} {installed} is newer than what this package was tested with ({oldest} to {newest})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config has been read.
+
+    Attributes:
+        source: A folder, or a name on the hub.
+        revision: The hub's revision that was asked for.
+        identity: What tells this checkpoint's weights from others: the hub's commit, or the files' sizes and times.
+    """
+
+    source: str
+    revision: str | None
+    identity: list[Any]
+
+
+def find_checkpoint(options: ModelOptions) -> Checkpoint:
+    """Finds ``pretrained`` and reads its config, before anything heavy is loaded.
+
+    Raises:
+        ValueError: It does not exist, cannot be reached, or is not a Qwen2.5-VL checkpoint.
+    """
+    source = options.pretrained
+    if source == "shapes":
+        from lmms_eval_vreason.shapes import checkpoint_dir
+
+        source = str(checkpoint_dir())
+    try:
+        config = AutoConfig.from_pretrained(source, revision=options.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"pretrained={options.pretrained!r} is neither a folder with a checkpoint nor a model that can be fetched "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if config.model_type != "qwen2_5_vl":
+        raise ValueError(
+            f"pretrained={options.pretrained!r} is a {config.model_type} checkpoint: this class runs Qwen2.5-VL, give "
+            "one of its checkpoints, such as Qwen/Qwen2.5-VL-7B-Instruct"
+        )
+    folder = Path(source)
+    if folder.is_dir():
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise ValueError(f"pretrained={options.pretrained!r} holds no .safetensors weights: convert them first")
+        identity = [file_identity(str(path.resolve())) for path in weights]
+    else:
+        identity = [source, getattr(config, "_commit_hash", None)]
+    return Checkpoint(source, options.revision, identity)
+
+
+def choose_device(options: ModelOptions, world_size: int) -> tuple[torch.device, Accelerator | None]:
+    """The device for the inputs, and the accelerator where several processes share the work.
+
+    Raises:
+        ValueError: The device does not exist here, or is one process' alone.
+    """
+    try:
+        wanted = None if options.device == "auto" else torch.device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"device={options.device!r} is not a device: use auto, cpu, cuda or cuda:0") from error
+    if world_size > 1 and options.device_map:
+        raise ValueError(
+            f"device_map={options.device_map!r} spreads one model over the GPUs, and {world_size} processes were "
+            "started: start one process, or leave device_map out"
+        )
+    has_cuda = torch.cuda.is_available()
+    if wanted is not None and wanted.type == "cuda" and not has_cuda:
+        raise ValueError(f"device={options.device!r}: torch sees no CUDA device here. Use device=cpu or device=auto")
+    on_cpu = wanted.type == "cpu" if wanted is not None else not has_cuda
+    if world_size > 1:
+        accelerator = Accelerator(cpu=on_cpu)
+        return accelerator.device, accelerator
+    return wanted or torch.device("cpu" if on_cpu else "cuda"), None
+
+
+def choose_dtype(options: ModelOptions, device: torch.device) -> str:
+    """``auto`` is the checkpoint's dtype on a GPU and float32 on the CPU.
+
+    Raises:
+        ValueError: bfloat16 on a GPU that does not compute in it.
+    """
+    if options.dtype == "auto":
+        return "float32" if device.type == "cpu" else "auto"
+    if options.dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("dtype='bfloat16': this GPU does not compute in it. Use dtype=float16")
+    return options.dtype
+
+
+def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.device):
+    """The model on its device(s), frozen and in evaluation mode.
+
+    Raises:
+        ValueError: An attention that is not installed, or a model that does not fit on its devices.
+    """
+    if (options.attn_implementation or "").startswith("flash") and not is_flash_attn_2_available():
+        raise ValueError(
+            f"attn_implementation={options.attn_implementation!r}: flash-attn is not installed for this device. "
+            "Install it, or use attn_implementation=sdpa"
+        )
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        checkpoint.source,
+        revision=checkpoint.revision,
+        dtype=choose_dtype(options, device),
+        attn_implementation=options.attn_implementation,
+        device_map=options.device_map,
+        use_safetensors=True,
+    )
+    if options.device_map is None:
+        model = model.to(device)
+    check_placement(model)
+    return model.eval().requires_grad_(False)
+
+
+def check_placement(model: torch.nn.Module) -> None:
+    """Refuses a model parts of which wait elsewhere and are brought in for each step: hours become weeks.
+
+    Raises:
+        ValueError: A part lies on the disk, or on the CPU beside others on a GPU.
+    """
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    elsewhere = places & {"disk", "meta"} or (places & {"cpu"} if len(places) > 1 else set())
+    if elsewhere:
+        raise ValueError(
+            f"device_map: the model does not fit on its devices, parts of it lie on: {', '.join(sorted(elsewhere))}. "
+            "Use more or larger GPUs, or dtype=bfloat16"
+        )
+
+
+def load_processor(checkpoint: Checkpoint):
+    """The checkpoint's processor, padding on the left."""
+    processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
+    processor.tokenizer.padding_side = "left"
+    return processor

@@ -1,0 +1,1 @@
+"""What runs the method: one folder an engine."""

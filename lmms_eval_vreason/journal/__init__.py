@@ -1,0 +1,1 @@
+"""What a run writes, one line a sample: its schema, files and summary."""

@@ -1,0 +1,96 @@
+"""Compiled decoding: the same tokens, one graph an ordinary step, one a due step, and no further one for other samples.
+
+The graphs are made by the ``aot_eager`` backend: what is counted and compared here does not depend on the code
+generator, which alone would take a minute.
+"""
+
+import pytest
+import torch
+from random_model import batch, prompt, random_model
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, StaticCache
+
+from lmms_eval_vreason import VReason
+from lmms_eval_vreason.engines.hf import compiled
+
+BACKEND = CompileConfig(fullgraph=True, mode=None, backend="aot_eager")
+LENGTH = {"max_new_tokens": 14, "min_new_tokens": 14}
+SAMPLES = [
+    [prompt(seed=1)],
+    [prompt(seed=2, videos=((2, 4, 6),), text=9)],
+    [prompt(seed=3, videos=((2, 4, 4), (4, 4, 4)))],
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    compiled._compiled_due_step.cache_clear()
+    yield
+    torch._dynamo.reset()
+
+
+def both(model, method, inputs):
+    eager = method(compile="off").generate(model, **inputs, **LENGTH)
+    fast = method(compile="on").generate(model, **inputs, **LENGTH, compile_config=BACKEND)
+    return eager, fast
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"refresh": False, "steps_per_update": 2, "policy": "random"}, {"layers": 2}, {"head_topk": 16}],
+    ids=["default", "steps", "layers", "topk"],
+)
+def test_tokens_and_traces_are_those_of_eager_decoding(settings):
+    model = random_model(layers=2)
+    inputs = batch([prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=9), prompt(seed=3, text=3)])
+    eager, fast = both(model, lambda **kw: VReason(learning_rate=0.05, **settings, **kw), inputs)
+    assert torch.equal(eager.sequences, fast.sequences)
+    for one, other in zip(eager.traces, fast.traces, strict=True):
+        assert one.updates == other.updates > 0
+        assert (one.alpha == other.alpha).all()
+        for name in ("entropy", "ema", "shift"):
+            assert abs(getattr(one, name) - getattr(other, name)).max() < 1e-4, name
+
+
+def test_two_graphs_serve_every_sample():
+    model = random_model(layers=2)
+    for index, sample in enumerate(SAMPLES * 2):
+        eager, fast = both(model, lambda **kw: VReason(learning_rate=0.05, **kw), batch(sample))
+        assert torch.equal(eager.sequences, fast.sequences)
+        assert counters["stats"]["unique_graphs"] == 2, f"sample {index}"
+    assert not counters["graph_break"]
+
+
+def test_the_ordinary_graph_sees_the_moved_values():
+    model = random_model(layers=2)
+    still = VReason(policy="off", compile="on").generate(model, **batch(SAMPLES[0]), **LENGTH, compile_config=BACKEND)
+    moved = VReason(learning_rate=0.5, compile="on").generate(
+        model, **batch(SAMPLES[0]), **LENGTH, compile_config=BACKEND
+    )
+    # Token 2 (from 0) is an ordinary step after the first update; its entropy can only differ through the cache.
+    assert moved.traces[0].alpha[2] == 0
+    assert abs(moved.traces[0].entropy[2] - still.traces[0].entropy[2]) > 1e-3
+
+
+def test_lite_prunes_a_compiled_cache_too():
+    eager, fast = both(random_model(layers=2), lambda **kw: VReason(prune_ratio=0.5, **kw), batch(SAMPLES[2]))
+    assert torch.equal(eager.sequences, fast.sequences)
+    assert fast.traces[0].video_tokens == eager.traces[0].video_tokens == 12
+
+
+def test_off_is_plain_static_generation():
+    model = random_model(layers=2)
+    plain = model.generate(**batch(SAMPLES[1]), **LENGTH)
+    result = VReason(policy="off", compile="on").generate(model, **batch(SAMPLES[1]), **LENGTH, compile_config=BACKEND)
+    assert torch.equal(plain, result.sequences)
+
+
+def test_a_length_that_nobody_knows_is_an_error():
+    model = random_model(layers=2)
+    model.generation_config.max_new_tokens = None
+    with pytest.raises(ValueError, match="pass max_new_tokens"):
+        VReason(compile="on").generate(model, **batch(SAMPLES[0]))
+    assert isinstance(compiled.static_cache(model, 1500), StaticCache)
+    assert compiled.static_cache(model, 1500).layers[0].max_cache_len == 2048

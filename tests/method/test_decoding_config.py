@@ -1,0 +1,251 @@
+"""Every hyperparameter does what it says, and every bad value is refused by name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from random_model import Forced, batch, forced_tokens, prompt, random_model, steer
+from transformers import LogitsProcessorList
+
+from lmms_eval_vreason import VReason
+from lmms_eval_vreason.method.config import CHOICES, RANGES
+
+SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11)]
+BAD = {
+    "policy": ["explore", None, 1],
+    "learning_rate": [-0.1, float("nan"), float("inf"), "0.1", True],
+    "update_every": [0, -2, 1.5, "2"],
+    "refresh": [1, "yes", None],
+    "ema_decay": [-0.1, 1.0, 2],
+    "objective": ["kl"],
+    "optimizer": ["adamw"],
+    "steps_per_update": [0, 1.0],
+    "norm": ["head_dim", True],
+    "layers": [0, 1.0],
+    "first_token": [0, "on"],
+    "min_entropy": [-1e-9, float("inf"), None],
+    "head_topk": [-1, 1.0],
+    "rounding": ["up", None],
+    "prune_ratio": [1.0, -0.5, False],
+    "prune_score": ["attention"],
+    "compile": [True, "yes"],
+    "seed": [-1, 0.5, None],
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+def run(model, count=8, samples=SAMPLES, **hyperparameters):
+    settings = {"logits_processor": LogitsProcessorList([Forced(forced_tokens(len(samples), count))])}
+    return steer(model, VReason(**hyperparameters), **batch(samples), max_new_tokens=count, **settings)[1]
+
+
+def delta(loop):
+    return loop.steering.controllers[-1].delta
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_value_is_named_with_what_is_allowed(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}".replace("(", r"\(")) as caught:
+        VReason(**{name: value})
+    message = str(caught.value)
+    if name in CHOICES:
+        assert all(choice in message for choice in CHOICES[name])
+    else:
+        assert "True or False" in message or "must be a number" in message or "is outside" in message
+
+
+def test_every_field_is_covered_here_and_checked():
+    names = {field.name for field in dataclasses.fields(VReason)}
+    assert set(BAD) == names
+    flags = {field.name for field in dataclasses.fields(VReason) if field.type is bool}
+    assert set(CHOICES) | set(RANGES) | flags == names
+
+
+def test_defaults_are_the_documented_ones_and_frozen():
+    method = VReason()
+    assert (method.policy, method.update_every, method.ema_decay, method.layers) == ("switch", 2, 0.98, 1)
+    assert (method.norm, method.objective, method.optimizer) == ("head", "kl_p_u", "adam")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.layers = 2
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    VReason(learning_rate=0, ema_decay=0, min_entropy=0, head_topk=0, prune_ratio=0, seed=0)
+    VReason(learning_rate=1, ema_decay=0.999, update_every=1000, layers=80, prune_ratio=0.99)
+
+
+def test_head_topk_does_not_go_with_the_other_objective():
+    with pytest.raises(ValueError, match="head_topk needs objective='kl_p_u'"):
+        VReason(head_topk=8, objective="kl_u_p")
+
+
+def test_more_layers_than_the_model_has(model):
+    with pytest.raises(ValueError, match="layers=4 is more than the model's 3 decoder layers"):
+        VReason(layers=4).generate(model, **batch(SAMPLES), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("update_every", [1, 2, 3, 5])
+@pytest.mark.parametrize("first_token", [False, True])
+def test_update_every_and_first_token(model, update_every, first_token):
+    loop = run(model, count=11, update_every=update_every, first_token=first_token)
+    due = [token for token in range(11) if (first_token if token == 0 else (token + 1) % update_every == 0)]
+    for trace in loop.traces:
+        assert np.flatnonzero(trace.alpha).tolist() == due
+        assert np.flatnonzero(~np.isnan(trace.grad_norm)).tolist() == due
+        assert trace.updates == len(due)
+
+
+def test_refresh_changes_the_token_that_caused_the_update(model):
+    """Without it the update's own token sees the old logits; the next token sees the new cache either way."""
+    logits = {}
+    for refresh in (True, False):
+        processor = Forced(forced_tokens(2, 3))
+        settings = {"logits_processor": LogitsProcessorList([processor])}
+        method = VReason(refresh=refresh, learning_rate=0.1)
+        _, loop = steer(model, method, **batch(SAMPLES), max_new_tokens=3, **settings)
+        assert np.isnan(loop.traces[0].entropy_change[1]) != refresh
+        logits[refresh] = processor.logits
+    base = Forced(forced_tokens(2, 3))
+    model.generate(**batch(SAMPLES), max_new_tokens=3, logits_processor=LogitsProcessorList([base]))
+    assert torch.equal(logits[False][1], base.logits[1])
+    assert not torch.equal(logits[True][1], base.logits[1])
+    assert not torch.equal(logits[False][2], base.logits[2])
+    assert torch.equal(logits[False][2], logits[True][2])
+
+
+def test_learning_rate_scales_the_first_step(model):
+    """Adam's first step is the rate itself in every entry whose gradient is not next to nothing; SGD's is linear."""
+    small, large = delta(run(model, count=2, learning_rate=0.01)), delta(run(model, count=2, learning_rate=0.03))
+    assert torch.allclose(large, 3 * small, rtol=1e-5)
+    assert small.abs().median().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_sgd_follows_the_gradient(model):
+    loop = run(model, count=2, optimizer="sgd", learning_rate=2.0)
+    for row, trace in enumerate(loop.traces):
+        moved = loop.steering.controllers[0].per_sample(delta(loop))[row].norm().item()
+        assert moved == pytest.approx(2.0 * trace.grad_norm[1], rel=1e-5)
+
+
+def test_ema_decay(model):
+    trace = run(model, ema_decay=0.25).traces[0]
+    assert trace.ema[0] == pytest.approx(0.75 * trace.entropy[0], rel=1e-6)
+    assert trace.ema[1] == pytest.approx(0.25 * trace.ema[0] + 0.75 * trace.entropy[1], rel=1e-6)
+
+
+def test_objectives_differ_and_agree_in_sign(model):
+    first, other = (run(model, count=2, policy="minimize", objective=name) for name in ("kl_p_u", "kl_u_p"))
+    assert not torch.allclose(delta(first), delta(other))
+    assert all(loop.traces[0].entropy_change[1] < 0 for loop in (first, other))
+
+
+def test_steps_per_update(model):
+    one, three = (run(model, count=2, policy="minimize", steps_per_update=steps) for steps in (1, 3))
+    assert three.traces[0].shift[1] > 2 * one.traces[0].shift[1]
+    assert three.traces[0].entropy_change[1] < 2 * one.traces[0].entropy_change[1] < 0
+    assert (three.traces[0].updates, three.traces[0].grad_norm[1]) == (1, one.traces[0].grad_norm[1])
+
+
+def test_layers(model):
+    loops = {layers: run(model, layers=layers, policy="minimize") for layers in (1, 2, 3)}
+    for layers, loop in loops.items():
+        assert len(loop.steering.controllers) == layers
+        assert all(controller.delta.any() for controller in loop.steering.controllers)
+    assert loops[3].traces[0].entropy_change[1] < loops[1].traces[0].entropy_change[1] < 0
+
+
+def test_min_entropy_skips_the_update(model):
+    loop = run(model, count=20, min_entropy=2.8)
+    for trace in loop.traces:
+        due = (np.arange(20) + 1) % 2 == 0
+        assert (trace.alpha != 0).tolist() == (due & (trace.entropy >= 2.8)).tolist()
+        assert 0 < trace.updates < 10
+    quiet = run(model, count=6, min_entropy=20.0)
+    assert not delta(quiet).any()
+    assert "at an entropy over 20 nats" in quiet.traces[0].note
+
+
+def test_a_dead_gradient_does_not_move_the_values_on_momentum(model):
+    """One update builds momentum; then the model becomes certain (H next to 0), and nothing moves any more."""
+    inputs, tokens = batch(SAMPLES), forced_tokens(2, 12)
+    steps = []
+
+    def certain(module, args, logits):
+        steps.append(1)
+        return logits * 1000 if len(steps) > 3 else logits
+
+    hook = model.lm_head.register_forward_hook(certain)
+    try:
+        settings = {"logits_processor": LogitsProcessorList([Forced(tokens)])}
+        _, loop = steer(model, VReason(), **inputs, max_new_tokens=12, **settings)
+    finally:
+        hook.remove()
+    for trace in loop.traces:
+        assert (trace.entropy[3:] < 1e-4).all()
+        assert trace.updates == 1
+        assert (trace.shift[1:] == trace.shift[1]).all()
+        assert trace.shift[1] > 0
+
+
+def test_head_topk(model):
+    """All of the vocabulary is exact; fewer tokens come nearer to it the more they are."""
+    exact = delta(run(model, count=2, optimizer="sgd", learning_rate=1.0))
+
+    def error(head_topk):
+        near = delta(run(model, count=2, optimizer="sgd", learning_rate=1.0, head_topk=head_topk))
+        return ((near - exact).norm() / exact.norm()).item()
+
+    assert error(96) < 1e-5
+    assert error(5000) < 1e-5
+    assert error(96) < error(64) < error(24) < error(4)
+
+
+def test_norm_choices_differ(model):
+    deltas = [delta(run(model, norm=norm, learning_rate=0.1)) for norm in ("head", "token", "none")]
+    assert not torch.equal(deltas[0], deltas[1])
+    assert not torch.equal(deltas[1], deltas[2])
+
+
+def test_trace_arrays(model):
+    loop = run(model, count=7, update_every=1)
+    for trace in loop.traces:
+        for name in ("entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm"):
+            column = getattr(trace, name)
+            assert (column.shape, column.dtype) == ((7,), np.float32)
+        assert trace.seconds_due > 0
+        assert trace.seconds_ordinary == 0
+    controller = loop.steering.controllers[0]
+    for row, trace in enumerate(loop.traces):
+        delta, original = (controller.per_sample(x)[row] for x in (controller.delta, controller.original))
+        shift = delta.norm() / original.norm()
+        assert trace.shift[-1] == pytest.approx(shift.item(), rel=1e-5)
+        assert trace.video_tokens == len(delta)
+
+
+def test_trace_over_more_tokens_than_a_block(model):
+    """Columns move to the host 64 tokens at a time; none is lost or doubled."""
+    short, long = run(model, count=63), run(model, count=130)
+    for a, b in zip(short.traces, long.traces, strict=True):
+        assert len(b.entropy) == 130
+        assert np.allclose(a.ema, b.ema[:63], rtol=1e-6)
+        assert b.updates == 65
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "note"),
+    [
+        ({"policy": "off"}, "the policy is off"),
+        ({"learning_rate": 0.0}, "the learning rate is 0"),
+        ({"update_every": 50}, "no update was due (every 50 tokens)"),
+        ({}, ""),
+    ],
+)
+def test_notes(model, hyperparameters, note):
+    trace = run(model, count=4, **hyperparameters).traces[0]
+    assert note in trace.note
+    assert (trace.note == "") == (trace.updates > 0)
