@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
+from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes import checkpoint_dir
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 from lmms_eval_vreason.shapes.dataset import make_clips
@@ -80,7 +81,8 @@ def evaluate(
         part = slice(start, start + batch_size)
         inputs = prepare(processor, items[part], frames[part])
         with torch.inference_mode():
-            tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+            positions = trained_positions(model.config, **inputs)
+            tokens = model.generate(**inputs, position_ids=positions, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         texts += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     answers = [read_answer(text) for text in texts]
     right = [answer == item.question.letter for answer, item in zip(answers, items, strict=True)]

@@ -17,6 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes.architecture import (
     build_config,
     build_generation_config,
@@ -66,11 +67,7 @@ class Learner:
     def _prefix_positions(self, grid_thw: torch.Tensor) -> torch.Tensor:
         """Rotary positions of the prefix, ``(3, 1, tokens)``, for clips of one second a temporal patch."""
         prefix = self.layout.prefix[None]
-        types = (prefix == self.model.config.video_token_id).int() * 2
-        positions, _ = self.model.model.get_rope_index(
-            prefix, mm_token_type_ids=types, video_grid_thw=grid_thw[:1], second_per_grid_ts=torch.ones(1)
-        )
-        return positions
+        return trained_positions(self.model.config, prefix, video_grid_thw=grid_thw[:1])[1:]
 
     def _naming_loss(self, video: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
         """How badly the words' embeddings tell what each video token shows; ``video`` is ``(video tokens, size)``.
@@ -111,7 +108,7 @@ class Learner:
         for index, layer in enumerate(prefix.layers):
             cache.update(layer.keys[segments.clip], layer.values[segments.clip], index)
         tokens = segments.ids.shape[1]
-        positions = self.positions[0, 0, -1] + 1 + segments.gap[:, None] + torch.arange(tokens)
+        positions = self.positions.max() + 1 + segments.gap[:, None] + torch.arange(tokens)
         hidden = self.model.model.language_model(
             input_ids=segments.ids, past_key_values=cache, position_ids=positions.expand(3, -1, -1), use_cache=True
         ).last_hidden_state

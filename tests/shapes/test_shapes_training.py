@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes import train
 from lmms_eval_vreason.shapes.batches import drill_batch, video_batch
 from lmms_eval_vreason.shapes.evaluate import prepare
@@ -40,9 +41,7 @@ def test_shared_prefix_gives_the_plain_loss(tmp_path, small_sizes, narrated):
             wanted = torch.cat([torch.full_like(prefix, -100), labels])[None]
             patches = batch.pixel_values.view(2, -1, batch.pixel_values.shape[-1])[clip]
             types, grid = (whole == run.model.config.video_token_id).int() * 2, batch.grid_thw[clip][None]
-            positions, _ = run.model.model.get_rope_index(
-                whole, mm_token_type_ids=types, video_grid_thw=grid, second_per_grid_ts=torch.ones(1)
-            )
+            positions = trained_positions(run.model.config, whole, video_grid_thw=grid)[1:]
             positions[..., len(prefix) :] += gap
             logits = run.model(
                 input_ids=whole,
