@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, StaticCache
 from transformers.initialization import no_init_weights
 
+from lmms_eval_vreason.engines.hf.upstream import CACHE
+
 VIDEO_TOKEN = 1
 # A period that divides no width, so that no two rows of a weight are alike.
 _PATTERN = 1_048_573
@@ -177,7 +179,7 @@ class Prompt:
         return {
             "input_ids": self.input_ids,
             "attention_mask": torch.ones_like(self.input_ids),
-            "past_key_values": cache,
+            CACHE: cache,
             "max_new_tokens": new_tokens,
             "do_sample": False,
             "eos_token_id": None,

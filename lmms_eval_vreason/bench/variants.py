@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 from lmms_eval_vreason.engines.hf.generate import frozen
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method import VReason
 
 # Adaptation at every due token, so that each has its full cost; random weights give some tokens next to no entropy.
@@ -43,7 +44,7 @@ class _NaiveSteering(Steering):
 
     def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
         self._again: Callable[[], ModelOutput] = lambda: model(**inputs, return_dict=True)
-        self._cache = inputs["past_key_values"]
+        self._cache = inputs[CACHE]
         return super().forward(model, inputs)
 
     @torch.no_grad()
