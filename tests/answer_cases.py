@@ -1,4 +1,4 @@
-"""Completions and how they are split: the table of docs/answers.md. ``python tests/answer_cases.py`` writes it there."""
+"""Completions and how they are split: the table of docs/answers.md, which ``python tests/answer_cases.py`` writes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +42,7 @@ CASES = [
     Case("analysis within thinking", "<think>a<analysis>b</analysis>c</think>B", "abc", "B"),
     Case("unclosed analysis", "<analysis>a", "a", "", cut=True),
     Case("a tag that others hide", "<th<think>ink>a</think>B", "a", "B"),
-    Case("not a tag", "<think>1 < 2 <thinking></think><answer>x < y</answer>", "1 < 2 <thinking>", "x < y", tagged=True),
+    Case("not a tag", "<think>1 < 2 <thinks></think><answer>x < y</answer>", "1 < 2 <thinks>", "x < y", tagged=True),
     # Empty blocks and several answers.
     Case("an empty block first", "<think>a</think><answer></answer><answer>B</answer>", "a", "B", tagged=True),
     Case("a blank block first", "<think>a</think><answer>\n</answer>\n<answer>B</answer>", "a", "B", tagged=True),
@@ -68,9 +68,9 @@ CASES = [
     Case("a closing tag after bare text", "<think>a</think>B</think>", "a", "B"),
     Case("forced to answer, closed again", "<think>a\n</think>\n<answer>B</think></answer>", "a", "B", tagged=True),
     # Answer tags within the thinking.
-    Case("an answer within the thinking", "<think>A? <answer>A</answer></think><answer>B</answer>", "A? A", "B", tagged=True),
+    Case("an answer in the thinking", "<think><answer>A</answer>?</think><answer>B</answer>", "A?", "B", tagged=True),
     Case("the instruction quoted", "<think>between <answer> and </answer></think>B", "between  and", "B"),
-    Case("the instruction quoted, then cut", "<think>between <answer> and </answer>. So", "between  and . So", "", cut=True),
+    Case("quoted, then cut", "<think>between <answer> and </answer>. So", "between  and . So", "", cut=True),
     Case("an answer in closed thinking only", "<think>a<answer>B</answer></think>", "aB", "", cut=True),
     Case("never closed, ends with the answer", "<think>a <answer>B</answer>\n", "a", "B", tagged=True),
     Case("the same after a quoted answer", "<think><answer>A</answer>? <answer>B</answer>", "A?", "B", tagged=True),

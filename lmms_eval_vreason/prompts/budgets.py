@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
-from lmms_eval_vreason.prompts.split import ANSWER_OPEN, REASONING_TAG, closes_thinking, ends_answer, split
+from lmms_eval_vreason.prompts.split import REASONING_TAG, closes_thinking, holds_answer, split
 
 # What closes a thinking that has used up its budget, so that the answer is still asked for.
 FORCED_CLOSE = "\n</think>\n<answer>"
@@ -35,14 +35,14 @@ class Outcome:
     thinking_tokens: int
 
 
-class Budgets:
+class Budgets(LogitsProcessor):
     """Keeps a batch within its budgets while it decodes.
 
     A sample thinks until ``</think>``. As long as nothing has opened ``<think>``, an ``<answer>`` ends its thinking
     too; inside an open ``<think>`` it is a quotation. If ``max_thinking_tokens`` run out first, a closing tag and the
     opening of an answer are forced upon it, token by token. From there on it has ``max_answer_tokens``, and it stops
-    at the ``</answer>`` of an answer that isn't empty. ``processor`` and ``criteria`` go to ``generate``, the first as
-    the last logits processor.
+    at the ``</answer>`` of an answer that isn't empty. For ``generate`` it is the last logits processor itself, and
+    ``criteria`` are its stopping criteria.
 
     Args:
         opened: For each sample, whether its prompt ends inside an open ``<think>``.
@@ -71,14 +71,14 @@ class Budgets:
         self._open = list(opened)
         self._forcing: list[int | None] = [None for _ in opened]
         self._done = [False for _ in opened]
-        self.processor, self.criteria = _Forcing(self), _Stopping(self)
+        self.criteria = _Stopping(self)
 
     @property
     def max_new_tokens(self) -> int:
         """The most tokens a sample can take: both budgets and what is forced between them."""
         return self.max_thinking_tokens + len(self.forced) + self.max_answer_tokens
 
-    def force(self, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(batch, vocabulary) scores, in which a sample that is being closed has one possible token."""
         for row, position in enumerate(self._forcing):
             if position is not None:
@@ -96,10 +96,13 @@ class Budgets:
         return torch.tensor(self._done, device=input_ids.device)
 
     def outcome(self, row: int, text: str, tokens: int) -> Outcome:
-        """What became of a sample that generated ``text``, in so many tokens."""
+        """What became of a sample that generated ``text``, in so many tokens; its padding in a batch doesn't count."""
         parts, thought = split(text, self.opened[row]), self.thinking_tokens[row]
-        thinking_cut = self.thinking_cut[row] or (parts.cut and thought is None)
-        answer_cut = self.answer_cut[row] or (parts.cut and not thinking_cut)
+        thought = None if thought is None or thought > tokens else thought
+        thinking_cut = self.thinking_cut[row] and tokens >= self.max_thinking_tokens
+        thinking_cut |= parts.cut and thought is None
+        answer_cut = self.answer_cut[row] and thought is not None and tokens >= thought + self.max_answer_tokens
+        answer_cut |= parts.cut and not thinking_cut
         if thought is None:
             thought = tokens if parts.thinking else 0
         return Outcome(parts.thinking, parts.answer, thinking_cut, answer_cut, thought)
@@ -111,21 +114,25 @@ class Budgets:
             self._forcing[row] = None if finished else position + 1
             self.thinking_tokens[row] = generated if finished else None
         elif thought is None:
-            if self._ends_thinking(row, self.tokenizer.decode(recent[-_TAG_TOKENS:])):
+            if self._ends_thinking(row, self._decode(recent[-_TAG_TOKENS:])):
                 self.thinking_tokens[row] = generated
             elif generated >= self.max_thinking_tokens:
                 self._forcing[row], self.thinking_cut[row] = 0, True
         else:
-            # From before the end of the thinking: one token may hold its last letters and the answer's first.
-            after = _after_thinking(self.tokenizer.decode(recent[-(generated - thought + _TAG_TOKENS) :]))
-            if ends_answer(after):
+            # With the end of the thinking: one token may hold its last letters and the answer's first.
+            if holds_answer(self._decode(recent[-(generated - thought + _TAG_TOKENS) :])):
                 self._done[row] = True
             elif generated - thought >= self.max_answer_tokens:
                 self._done[row] = self.answer_cut[row] = True
 
     def _ends_thinking(self, row: int, tail: str) -> bool:
-        self._open[row] |= REASONING_TAG.search(tail) is not None
-        return closes_thinking(tail) or (not self._open[row] and ANSWER_OPEN.search(tail) is not None)
+        was_open, first = self._open[row], REASONING_TAG.search(tail)
+        self._open[row] = was_open or first is not None
+        before = tail[: first.start()] if first else tail
+        return closes_thinking(tail) or (not was_open and "<answer>" in before.lower())
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
 
 
 def outcome_without_budgets(
@@ -142,25 +149,9 @@ def outcome_without_budgets(
     if not opened:
         return Outcome("", text, False, cut, 0)
     parts, closed = split(text, opened=True), closes_thinking(text)
-    tokens = bisect_left(range(len(ids)), True, key=lambda n: closes_thinking(tokenizer.decode(list(ids[:n]))))
+    tokens = bisect_left(range(len(ids)), True, key=lambda n: closes_thinking(str(tokenizer.decode(list(ids[:n])))))
     thinking_cut = parts.cut and not closed
     return Outcome(parts.thinking, parts.answer, thinking_cut, cut and not thinking_cut, tokens)
-
-
-def _after_thinking(text: str) -> str:
-    """What follows the tag that ended the thinking; an ``<answer>`` that did so belongs to it."""
-    if closing := next((tag for tag in REASONING_TAG.finditer(text) if tag[1]), None):
-        return text[closing.end() :]
-    opening = ANSWER_OPEN.search(text)
-    return text if opening is None else text[opening.start() :]
-
-
-class _Forcing(LogitsProcessor):
-    def __init__(self, budgets: Budgets) -> None:
-        self.budgets = budgets
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.budgets.force(scores)
 
 
 class _Stopping(StoppingCriteria):

@@ -7,13 +7,8 @@ REASONING_PROMPT = (
 )
 
 
-def asks_for_thinking(text: str) -> bool:
-    """Whether a prompt already asks for thinking and answer in tags of their own."""
-    return "<think>" in text and "<answer>" in text
-
-
 def add_reasoning_prompt(text: str, reasoning_prompt: str | None = None) -> str:
-    """The prompt with the reasoning instruction after it, unless it already asks for thinking."""
-    if asks_for_thinking(text):
+    """The prompt with the reasoning instruction after it, unless it asks for thinking and answer in tags itself."""
+    if "<think>" in text and "<answer>" in text:
         return text
     return f"{text.rstrip()}\n{REASONING_PROMPT if reasoning_prompt is None else reasoning_prompt}"

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 # lmms-eval strips <analysis> as it strips <think>. The group is "/" for a closing tag.
 REASONING_TAG = re.compile(r"<(/?)(?:think|analysis)>", re.IGNORECASE)
-ANSWER_OPEN, ANSWER_CLOSE = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
 TAG = re.compile(r"</?(?:think|analysis|answer)>", re.IGNORECASE)
-EMPTY_BLOCK = re.compile(r"<answer>\s*</answer>", re.IGNORECASE)
 
 # No tag of an answer inside: a repeated opener starts the block again, and the search stays linear.
 _INSIDE = r"<answer>((?:[^<]|<(?!/?answer>))*)"
 _BLOCK = re.compile(_INSIDE + "</answer>", re.IGNORECASE)
 _OPEN_BLOCK = re.compile(_INSIDE + r"\Z", re.IGNORECASE)
+_EMPTY_BLOCK = re.compile(r"<answer>\s*</answer>", re.IGNORECASE)
 _ENDS_OPEN = re.compile(r"<(?:think|analysis)>\s*\Z", re.IGNORECASE)
+# A quoted <answer> may stand before the closing tag, so that is looked for first.
+_THINKING = re.compile(r".*?</(?:think|analysis)>|.*?(?=<answer>)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def closes_thinking(text: str) -> bool:
     return "/" in REASONING_TAG.findall(text)
 
 
-def ends_answer(text: str) -> bool:
-    """Whether what follows the thinking holds a finished answer: a ``</answer>`` that doesn't close an empty block."""
-    return ANSWER_CLOSE.search(EMPTY_BLOCK.sub("", text)) is not None
+def holds_answer(text: str) -> bool:
+    """Whether the answer is finished, if the thinking is: by a ``</answer>`` that doesn't close an empty block."""
+    return "</answer>" in _EMPTY_BLOCK.sub("", _THINKING.sub("", text, count=1)).lower()
 
 
 def joined(thinking: str, answer: str, return_thinking: bool) -> str:

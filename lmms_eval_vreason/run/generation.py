@@ -217,7 +217,7 @@ class Generator:
         )
         arguments |= {
             "max_new_tokens": budgets.max_new_tokens,
-            "logits_processor": LogitsProcessorList([budgets.processor]),
+            "logits_processor": LogitsProcessorList([budgets]),
             "stopping_criteria": StoppingCriteriaList([budgets.criteria]),
         }
         return budgets, arguments

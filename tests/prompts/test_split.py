@@ -205,5 +205,6 @@ def test_a_text_that_repeats_a_tag_is_split_in_no_time() -> None:
 
 
 def test_the_splitter_and_the_reports_scores_need_no_torch() -> None:
-    code = "import sys, lmms_eval_vreason.prompts.split, lmms_eval_vreason.prompts.instruction; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    names = ("prompts.split", "prompts.instruction", "report.scores")
+    code = ", ".join(f"lmms_eval_vreason.{name}" for name in names)
+    subprocess.run([sys.executable, "-c", f"import sys, {code}; assert 'torch' not in sys.modules"], check=True)
