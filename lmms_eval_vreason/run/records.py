@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmms_eval_vreason.journal.files import digest, file_identity, trace_record
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.generation import Completion
 from lmms_eval_vreason.run.samples import Media, Sample
 

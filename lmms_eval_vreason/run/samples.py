@@ -11,7 +11,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.protocol import ChatMessages
 from transformers import GenerationConfig
 
-from lmms_eval_vreason.prompts.protocol import add_reasoning_prompt
+from lmms_eval_vreason.prompts.instruction import add_reasoning_prompt
 
 # What some stock tasks carry for other models; it has no meaning here.
 _FOREIGN_SETTINGS = {"image_aspect_ratio"}
