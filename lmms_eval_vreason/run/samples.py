@@ -11,25 +11,12 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.protocol import ChatMessages
 from transformers import GenerationConfig
 
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.prompts.protocol import add_reasoning_prompt
 
 # What some stock tasks carry for other models; it has no meaning here.
 _FOREIGN_SETTINGS = {"image_aspect_ratio"}
 _SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-
-
-@dataclass(frozen=True)
-class Media:
-    """One image or video of a prompt. ``start`` and ``end`` in seconds, for a clip of a video."""
-
-    kind: str
-    source: Any
-    start: float | None = None
-    end: float | None = None
-
-    @property
-    def is_path(self) -> bool:
-        return isinstance(self.source, str)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from offline import write_video
 
 from lmms_eval_vreason.adapter.options import VideoOptions, parse_options
 from lmms_eval_vreason.journal.files import latest_samples, read_records
-from lmms_eval_vreason.media.video import estimated_tokens, read_video
+from lmms_eval_vreason.media.frames import estimated_tokens, read_video
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run import run as run_module
 from lmms_eval_vreason.run.batch_size import (
     BatchSize,
@@ -24,7 +25,7 @@ from lmms_eval_vreason.run.batch_size import (
 from lmms_eval_vreason.run.batching import Padding, grouped, prompt_lengths
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import Media, Sample, Settings
+from lmms_eval_vreason.run.samples import Sample, Settings
 
 WORDS = "what moves to the left in this video and what is its colour after it has turned once more"
 SIZES = [(64, 48), (140, 84), (224, 168), (98, 168)]

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from offline import write_video
 
 from lmms_eval_vreason.run.processes import PeerStopped, Team
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import Media, Sample, Settings
+from lmms_eval_vreason.run.samples import Sample, Settings
 
 
 def waiting(index, video, owner=0, length=0):
