@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmms_eval_vreason.adapter.options import VideoOptions
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.samples import Media
 
 _FRAME_FACTOR = 2  # The vision tower merges frames two by two.

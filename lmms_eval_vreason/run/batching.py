@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from lmms_eval_vreason.adapter.options import VideoOptions
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.video import estimated_tokens
 from lmms_eval_vreason.run.records import Waiting
 from lmms_eval_vreason.run.samples import Media, Sample

@@ -8,7 +8,7 @@ from typing import Any
 from lmms_eval_vreason.journal.files import digest, file_identity, trace_record
 from lmms_eval_vreason.prompts.protocol import joined
 from lmms_eval_vreason.run.generation import Completion
-from lmms_eval_vreason.run.samples import Media, Sample
+from lmms_eval_vreason.run.samples import Media, Sample, UnbuiltSample
 
 # Of a trace, what the line at a run's end counts.
 _COUNTED = ("updates", "video_tokens", "note")
@@ -29,7 +29,7 @@ class Waiting:
     length: int = 0
 
 
-def who(sample: Sample) -> dict[str, Any]:
+def who(sample: Sample | UnbuiltSample) -> dict[str, Any]:
     """Which sample it is for lmms-eval."""
     return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
 
