@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_eval_vreason.adapter.options import VideoOptions
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.media import Media, MediaError, first_line
 
 _FRAME_FACTOR = 2  # The vision tower merges frames two by two.
