@@ -7,7 +7,7 @@ from typing import Any
 
 from lmms_eval_vreason.journal.files import digest, file_identity, trace_record
 from lmms_eval_vreason.media.media import Media
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.generation import Completion
 from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
 

@@ -16,7 +16,7 @@ from lmms_eval_vreason.journal.files import Journal, digest
 from lmms_eval_vreason.media.frames import read_media
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.reader import read_ahead
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.batch_size import BatchSize, is_out_of_memory, release
 from lmms_eval_vreason.run.batching import Padding, grouped, prompt_lengths
 from lmms_eval_vreason.run.generation import Completion, Generator

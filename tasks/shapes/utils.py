@@ -3,7 +3,7 @@
 from datasets import Dataset
 
 from lmms_eval_vreason.paths import cache_dir
-from lmms_eval_vreason.protocol.answers import split_response
+from lmms_eval_vreason.prompts.split import split
 from lmms_eval_vreason.shapes.dataset import documents
 from lmms_eval_vreason.shapes.questions import prompt_text
 
@@ -32,4 +32,4 @@ def doc_to_messages(doc: dict, lmms_eval_specific_kwargs: dict) -> list[dict]:
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
     """1 for the right letter and nothing else, with or without answer tags (lmms-eval has taken the thinking off)."""
-    return {"accuracy": float(split_response(results[0]).answer == doc["answer"])}
+    return {"accuracy": float(split(results[0]).answer == doc["answer"])}

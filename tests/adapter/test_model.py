@@ -10,7 +10,7 @@ from offline import write_video
 
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.journal.files import latest_samples, read_records
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.run import TooManyErrors
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}

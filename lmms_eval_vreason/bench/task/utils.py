@@ -1,6 +1,6 @@
 """The end-to-end benchmark's task for lmms-eval: multiple choice on made clips, several questions on each."""
 
-from lmms_eval_vreason.protocol.answers import split_response
+from lmms_eval_vreason.prompts.split import split
 
 
 def doc_to_visual(doc: dict) -> list[str]:
@@ -21,4 +21,4 @@ def doc_to_messages(doc: dict) -> list[dict]:
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
     """1 for the right letter, 0 for anything else."""
-    return {"accuracy": float(split_response(results[0]).answer == doc["answer"])}
+    return {"accuracy": float(split(results[0]).answer == doc["answer"])}

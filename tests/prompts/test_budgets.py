@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from lmms_eval_vreason.prompts.protocol import (
     FORCED_CLOSE,
     REASONING_PROMPT,
@@ -14,6 +13,7 @@ from lmms_eval_vreason.prompts.protocol import (
     joined,
     split_completion,
 )
+
 from lmms_eval_vreason.shapes.vocabulary import build_tokenizer
 
 
