@@ -8,6 +8,7 @@ from importlib import import_module
 from lmms_eval_vreason import __version__
 
 _ROOMS = (
+    "lmms_eval_vreason.adapter.commands",
     "lmms_eval_vreason.journal.commands",
     "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",

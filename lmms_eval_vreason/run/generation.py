@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList
 
-from lmms_eval_vreason.adapter.options import ThinkingOptions
 from lmms_eval_vreason.engines.hf.autocompile import AutoCompile
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.prompts.budgets import Budgets, outcome_without_budgets
+from lmms_eval_vreason.prompts.options import ThinkingOptions
 from lmms_eval_vreason.prompts.split import TAG, cut_at, opens_thinking
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.run.inputs import check_context, process, render
@@ -92,7 +92,7 @@ class Generator:
         """Says which samples are to be answered, so that questions on one video share its prefill.
 
         Args:
-            shared_prefix: As in :class:`~lmms_eval_vreason.adapter.options.RunOptions`, GB. Called with no samples it
+            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB. Called with no samples it
                 frees what is held.
             batch: How many are answered together; None if that is not known.
             share: Of the samples, that this process will answer.
