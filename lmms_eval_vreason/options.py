@@ -20,7 +20,7 @@ def option(default: Any, audience: Audience, *, changes_answers: bool, or_else: 
         or_else: What is allowed besides numbers within the bounds, for errors.
         **bounds: ``ge``, ``gt``, ``le``, as for pydantic's ``Field``.
     """
-    notes = {"audience": audience, "changes_answers": changes_answers, "or_else": or_else}
+    notes: dict[str, Any] = {"audience": audience, "changes_answers": changes_answers, "or_else": or_else}
     return Field(default, json_schema_extra=notes, **bounds)
 
 

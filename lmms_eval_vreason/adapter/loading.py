@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from loguru import logger
 from packaging.version import Version
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
-from transformers.utils import cached_file, is_flash_attn_2_available
+from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.adapter.options import ModelOptions
 from lmms_eval_vreason.journal.files import file_identity
@@ -170,9 +171,9 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
             f"attn_implementation={options.attn_implementation!r}: flash-attn is not installed for this device. "
             "Install it, or use attn_implementation=sdpa"
         )
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         checkpoint.source,
-        revision=checkpoint.revision,
+        revision=checkpoint.revision or "main",
         dtype=choose_dtype(options, device),
         attn_implementation=options.attn_implementation,
         device_map=options.device_map,
@@ -181,7 +182,8 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
     if options.device_map is None:
         model = model.to(device)
     check_placement(model)
-    return model.eval().requires_grad_(False)
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen
 
 
 def check_placement(model: torch.nn.Module) -> None:
@@ -201,9 +203,8 @@ def check_placement(model: torch.nn.Module) -> None:
 
 def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
     """The checkpoint's processor, padding on the left."""
-    processor: ProcessorMixin = AutoProcessor.from_pretrained(
-        checkpoint.source, revision=checkpoint.revision, trust_remote_code=False
-    )
+    load: Any = AutoProcessor.from_pretrained
+    processor: ProcessorMixin = load(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
     # Frames come at their size, and are not resized again. Left open, transformers warns of what resizing would do.
     processor.video_processor.cap_pixels_per_frame = False

@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lmms_eval_vreason import __version__
 from lmms_eval_vreason.adapter import host
@@ -26,7 +27,7 @@ from lmms_eval_vreason.adapter.loading import (
     load_processor,
 )
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
-from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, overruled
+from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
 from lmms_eval_vreason.engines.hf.support import check_call, check_model
 from lmms_eval_vreason.journal.files import FOLDER, Journal, digest
 from lmms_eval_vreason.journal.summary import steering_line, steering_warning
@@ -61,7 +62,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             check_model(self._model, options.method.layers)
             if options.model.device_map:
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
-                self.device = self._model.get_input_embeddings().weight.device
+                self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
             self.processor = load_processor(checkpoint)
             sizes = options.model.batch_size, options.model.max_batch_size
             self._batch_size = BatchSize(*sizes, memory_of(self._model))
@@ -127,11 +128,8 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         reading = Reading(self.options.thinking, special, named)
         settings = distinct_settings(requests, reading)
         for each in settings:
+            generation_config(each.generation)
             check_call(self._model, None, each.generation)
-            try:
-                GenerationConfig(**each.generation).validate()
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"generation settings: {' '.join(str(error).split())}") from error
         for line in overruled(named, settings, self.options.thinking) if self._rank == 0 else ():
             logger.warning(line)
         return reading

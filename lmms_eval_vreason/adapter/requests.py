@@ -114,7 +114,7 @@ def read_settings(given: Mapping[str, Any], reading: Reading) -> GenerationSetti
     """
     generation = {name: value for name, value in given.items() if name not in _FOREIGN}
     until = generation.pop("until", None) or ()
-    known = vars(GenerationConfig())
+    known = vars(generation_config({}))
     for name in generation:
         if name not in known or name.startswith("_"):
             raise ValueError(
@@ -131,6 +131,20 @@ def read_settings(given: Mapping[str, Any], reading: Reading) -> GenerationSetti
         generation = {name: value for name, value in generation.items() if name not in _LENGTHS}
     until = (until,) if isinstance(until, str) else tuple(until)
     return GenerationSettings(until, {**generation, "num_beams": generation.get("num_beams", 1)})
+
+
+def generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
+    """transformers' own object of such settings, with its own checks of their values.
+
+    Raises:
+        ValueError: One line on a value that is out of range.
+    """
+    try:
+        config: GenerationConfig = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+        config.validate()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"generation settings: {' '.join(str(error).split())}") from error
+    return config
 
 
 def distinct_settings(requests: Iterable[Instance], reading: Reading) -> list[GenerationSettings]:

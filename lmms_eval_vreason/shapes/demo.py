@@ -19,10 +19,6 @@ from lmms_eval_vreason.paths import tasks_dir
 from lmms_eval_vreason.report.journals import trace_arrays
 from lmms_eval_vreason.report.runs import Run, read_run
 from lmms_eval_vreason.shapes import checkpoint_dir
-from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
-
-# Frames as the checkpoint was trained on them: eight of 84 x 84 pixels, two a second.
-_VIDEO = f"fps=2,max_num_frames=8,min_pixels={MIN_PIXELS},max_pixels={MAX_PIXELS}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ def evaluate(folder: Path, method: str, questions: int, batch_size: int) -> None
         subprocess.CalledProcessError: if the command fails.
     """
     command = [sys.executable, "-m", "lmms_eval", "--model", "qwen2_5_vl_vreason", "--tasks", "shapes"]
-    command += ["--model_args", f"pretrained=shapes,device=cpu,dtype=float32,{_VIDEO},{method}"]
+    command += ["--model_args", f"pretrained=shapes,device=cpu,{method}"]
     command += ["--include_path", str(tasks_dir()), "--limit", str(questions), "--batch_size", str(batch_size)]
     command += ["--output_path", str(folder), "--log_samples"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
