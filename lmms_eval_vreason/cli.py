@@ -13,6 +13,11 @@ _ROOMS = (
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
 )
+# Modules that a plain install may lack, and the extra that brings each.
+EXTRA_OF = {
+    **dict.fromkeys(("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels"), "report"),
+    "tokenizers": "bench",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,12 +31,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; a user's mistake (ValueError, OSError) is one line on stderr and exit code 2."""
+    """Runs one subcommand.
+
+    A user's mistake (ValueError, OSError) or a missing extra is one line on stderr and exit code 2.
+    """
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        code: int = args.run(args)
+        return code
     except BrokenPipeError:
         return 1
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRA_OF:
+            raise
+        extra = EXTRA_OF[module]
+        print(f"vreason: {module} is not installed: pip install 'lmms-eval-vreason[{extra}]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"vreason: {error}", file=sys.stderr)
         return 2
