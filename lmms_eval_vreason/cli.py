@@ -8,15 +8,16 @@ from importlib import import_module
 from lmms_eval_vreason import __version__
 
 _ROOMS = (
+    "lmms_eval_vreason.environment",
     "lmms_eval_vreason.journal.commands",
     "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
 )
-# Modules that a plain install may lack, and the extra that brings each.
-EXTRA_OF = {
-    **dict.fromkeys(("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels"), "report"),
-    "tokenizers": "bench",
+# What a plain install may lack: the modules that each extra brings. `bench` is for the command of that name.
+EXTRAS = {
+    "report": frozenset(("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels")),
+    "bench": frozenset(("pandas", "tabulate", "tokenizers")),
 }
 
 
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in EXTRA_OF:
+        extra = "bench" if args.command == "bench" else "report"
+        if module not in EXTRAS[extra]:
             raise
-        extra = EXTRA_OF[module]
         print(f"vreason: {module} is not installed: pip install 'lmms-eval-vreason[{extra}]'", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:

@@ -7,14 +7,23 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import Distribution, PackageNotFoundError, distributions, packages_distributions, requires
+from importlib.metadata import (
+    Distribution,
+    PackageNotFoundError,
+    distributions,
+    packages_distributions,
+    requires,
+    version,
+)
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lmms_eval_vreason.cli import EXTRA_OF
+from lmms_eval_vreason import __version__
+from lmms_eval_vreason.cli import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lmms_eval_vreason"
@@ -27,8 +36,9 @@ CONSTRAINTS = ("constraints.txt", "constraints-lowest.txt")
 
 
 def declared(*extras):
-    """The project's requirements by canonical name: the plain ones, and those of ``extras``."""
-    lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    """The requirements of ``extras`` by canonical name, or without any, those of a plain install."""
+    optional = PROJECT["optional-dependencies"]
+    lines = [line for extra in extras for line in optional[extra]] if extras else PROJECT["dependencies"]
     return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
 
 
@@ -56,7 +66,7 @@ def test_every_import_is_declared_for_its_room():
     distributions_of = packages_distributions()
     undeclared = []
     for path in source_files():
-        allowed = declared(*EXTRAS_OF_ROOM.get(room(path), ()))
+        allowed = declared() | (declared(*EXTRAS_OF_ROOM[room(path)]) if room(path) in EXTRAS_OF_ROOM else {})
         for module in imported_modules(path):
             owners = {canonicalize_name(name) for name in distributions_of.get(module, [module])}
             if not owners & allowed.keys():
@@ -64,13 +74,9 @@ def test_every_import_is_declared_for_its_room():
     assert not undeclared
 
 
-def test_the_command_knows_the_extra_of_every_optional_module():
-    optional = {
-        canonicalize_name(name): extra
-        for extra in ("report", "bench")
-        for name in declared(extra).keys() - declared().keys()
-    }
-    assert {canonicalize_name(module): extra for module, extra in EXTRA_OF.items()} == optional
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_command_knows_the_modules_of_every_extra(extra):
+    assert {canonicalize_name(module) for module in EXTRAS[extra]} == declared(extra).keys() - declared().keys()
 
 
 def without(modules, *arguments):
@@ -82,15 +88,22 @@ def without(modules, *arguments):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["matplotlib", "statsmodels"])
-def test_a_missing_extra_is_named_in_one_line(module):
-    run = without([module], "report", "base=runs/base", "vreason=runs/vreason")
+@pytest.mark.parametrize(
+    ("module", "command", "extra"),
+    [
+        ("matplotlib", ("report", "base=runs/base", "vreason=runs/vreason"), "report"),
+        ("statsmodels", ("flips", "runs/base", "runs/vreason"), "report"),
+        ("tokenizers", ("bench", "--end-to-end"), "bench"),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_line(module, command, extra):
+    run = without([module], *command)
     assert run.returncode == 2
-    assert run.stderr == f"vreason: {module} is not installed: pip install 'lmms-eval-vreason[report]'\n"
+    assert run.stderr == f"vreason: {module} is not installed: pip install 'lmms-eval-vreason[{extra}]'\n"
 
 
 def test_a_plain_install_lists_its_tasks_without_any_extra():
-    run = without(EXTRA_OF, "tasks")
+    run = without(frozenset().union(*EXTRAS.values()), "tasks")
     assert run.returncode == 0, run.stderr
     assert Path(run.stdout.strip()).is_dir()
 
@@ -100,10 +113,26 @@ def test_a_missing_module_of_no_extra_is_not_taken_for_one():
     assert "ModuleNotFoundError" in run.stderr
 
 
+def test_the_environment_is_told_whatever_is_missing():
+    run = without(["torch"], "env")
+    assert run.returncode == 0, run.stderr
+    told = dict(line.split(" ", 1) for line in run.stdout.splitlines())
+    assert told["lmms-eval-vreason"] == __version__
+    assert told["torch"] == version("torch")
+    assert told["transformers"] == version("transformers")
+    assert told["gpu"].startswith("unknown: ")
+    assert {"python", "platform", "lmms-eval"} <= told.keys()
+
+
+def test_the_citation_has_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == __version__
+
+
 def pins(name):
     """A constraints file as canonical name → version."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return {canonicalize_name(distribution): version for distribution, version in (line.split("==") for line in lines)}
+    return {canonicalize_name(distribution): pin for distribution, pin in (line.split("==") for line in lines)}
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
@@ -115,7 +144,7 @@ def test_constraints_are_names_and_versions_alone(name):
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_constraints_pin_every_declared_dependency_within_its_bounds(name):
     pinned = pins(name)
-    for distribution, requirement in declared(*INSTALLED_EXTRAS).items():
+    for distribution, requirement in (declared() | declared(*INSTALLED_EXTRAS)).items():
         assert requirement.specifier.contains(pinned[distribution]), f"{requirement} but {pinned[distribution]}"
 
 
@@ -150,7 +179,7 @@ def test_constraints_pin_the_whole_tree(name):
         if installed != pinned[heavy]:
             pytest.skip(f"{heavy} {installed} is installed, and {name} pins {pinned[heavy]}")
     try:
-        needed = tree((distribution,) for distribution in declared(*INSTALLED_EXTRAS))
+        needed = tree((distribution,) for distribution in declared() | declared(*INSTALLED_EXTRAS))
     except PackageNotFoundError as missing:
         pytest.fail(f"{missing} is declared and not installed: make install")
     assert not needed - pinned.keys()
