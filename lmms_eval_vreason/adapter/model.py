@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             "thinking": options.thinking.changing_answers(),
             "versions": {name: version(name) for name in ("torch", "transformers", "lmms_eval")},
             "device": str(self.device),
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.frames import estimated_tokens
 from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.records import Waiting
 from lmms_eval_vreason.run.samples import Sample
 
