@@ -15,6 +15,7 @@ from lmms_eval_vreason.engines.hf.compiled import static_cache
 from lmms_eval_vreason.engines.hf.prefix import continued, copy_cache, prefill, prefix_bytes
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run import shared_prefixes as prefix
 from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
