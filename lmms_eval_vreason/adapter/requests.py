@@ -12,8 +12,8 @@ from lmms_eval.protocol import ChatMessages
 from transformers import GenerationConfig
 
 from lmms_eval_vreason.media.media import Media
-from lmms_eval_vreason.prompts.options import ThinkingOptions
 from lmms_eval_vreason.prompts.instruction import add_reasoning_prompt
+from lmms_eval_vreason.prompts.options import ThinkingOptions
 from lmms_eval_vreason.run.samples import GenerationSettings, Sample, UnbuiltSample
 
 # What some stock tasks carry for other models; it has no meaning here.

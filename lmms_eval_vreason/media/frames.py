@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.media import Media, MediaError, first_line
+from lmms_eval_vreason.media.options import VideoOptions
 
 _FRAME_FACTOR = 2  # The vision tower merges frames two by two.
 _PATCH = 2 * 14  # It merges patches of 14 x 14 pixels two by two each way.

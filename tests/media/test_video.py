@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.frames import cut, frame_count, read_header, read_image, read_video
 from lmms_eval_vreason.media.media import Media, MediaError
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.reader import read_ahead
 
 OPTIONS = VideoOptions(min_pixels=28 * 28, max_pixels=56 * 56, max_num_frames=8)

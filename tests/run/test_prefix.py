@@ -14,6 +14,7 @@ from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.compiled import static_cache
 from lmms_eval_vreason.engines.hf.prefix import continued, copy_cache, prefill, prefix_bytes
 from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run import shared_prefixes as prefix
 from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
@@ -157,7 +158,7 @@ class Counted:
         for handle in handles:
             handle.remove()
         self.texts, self.counts = [r.text for r in results], [r.token_counts for r in results]
-        by_doc = {r["doc_id"]: r for r in latest_samples(read_records(model._journal.folder)).values()}
+        by_doc = {r["doc_id"]: r for r in latest_samples(read_records(model._journal.folder, traces=True)).values()}
         self.records = [by_doc[index] for index in range(len(docs))]
 
     def _count_vision(self, module, args, kwargs):

@@ -11,8 +11,8 @@ import pytest
 import torch.distributed as dist
 from offline import write_video
 
-from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.records import Waiting
 from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
