@@ -14,6 +14,8 @@ from lmms_eval_vreason.journal.files import (
     latest_samples,
     read_lines,
     read_records,
+    traces_path,
+    with_trace,
 )
 from lmms_eval_vreason.journal.writer import Journal
 
@@ -101,7 +103,7 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
     for key in ("a", "b"):
         journal.add(sample(key, trace={"updates": 2}), {**TRACE, "tokens": [key]})
     assert "entropy" not in journal.path.read_text()
-    assert [path for path in journal_files(tmp_path)] == [journal.path]
+    assert journal_files(tmp_path) == [journal.path]
     plain, whole = (latest_samples(read_records(tmp_path, traces=flag)) for flag in (False, True))
     assert "tokens" not in plain["b"]["trace"]
     assert {key: record["trace"]["tokens"] for key, record in whole.items()} == {"a": ["a"], "b": ["b"]}
@@ -121,7 +123,9 @@ def test_a_sample_is_finished_only_when_both_of_its_lines_are_there(tmp_path, lo
     journal.add(sample("b", trace={"updates": 1}), TRACE)
     journal.close()
     cut = {"the sample's line": (0, None), "half the sample's line": (9, None), "half the trace": (None, 9)}
-    for path, whole, kept in zip((journal.path, traces_path(journal.path)), before, cut.get(lost, (None, 0))):
+    for path, whole, kept in zip(
+        (journal.path, traces_path(journal.path)), before, cut.get(lost, (None, 0)), strict=True
+    ):
         if kept is not None:
             path.write_bytes(path.read_bytes()[: whole + kept])
     again = Journal(tmp_path, RUN)
