@@ -1,4 +1,4 @@
-"""Is it on? What a run's journal says of the steering, in one line and, where nothing was steered, in one warning."""
+"""Whether a run was steered, and what it cost: the run's last line, and the warning where nothing was steered."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ _NO_VIDEO = "no video tokens"
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _mean_change(steps: list[dict]) -> float | None:
+    """The mean ΔH of updates, from each sample's count and mean."""
+    known = [(own["updates"], own["entropy_change"]) for own in steps if own["updates"]]
+    count = sum(updates for updates, _ in known)
+    return sum(updates * change for updates, change in known) / count if count else None
 
 
 def overhead(steps: dict[str, int], seconds: dict[str, float]) -> float | None:
@@ -56,9 +63,8 @@ def steering_facts(records: Iterable[dict]) -> dict:
     records = list(records)
     finished = [record for record in records if record.get("error") is None]
     traces = [record["trace"] for record in finished if record.get("trace") is not None]
-    steps = [pair for trace in traces for pair in zip(trace["alpha"], trace["entropy_change"], strict=True)]
-    changes = [(alpha, change) for alpha, change in steps if change is not None]
-    shifts = [trace["shift"][-1] for trace in traces if trace["updates"] > 0]
+    lowering, raising = ([trace[sign] for trace in traces] for sign in ("lowering", "raising"))
+    shifts = [trace["last_shift"] for trace in traces if trace["updates"] > 0]
     notes = Counter(trace["note"] for trace in traces if trace["note"])
     untraced = len(finished) - len(traces)
     if untraced:
@@ -68,9 +74,9 @@ def steering_facts(records: Iterable[dict]) -> dict:
         "failed": len(records) - len(finished),
         "steered": sum(1 for trace in traces if trace["updates"] > 0),
         "updates": sum(trace["updates"] for trace in traces),
-        "entropy_change": _mean([change for _, change in changes]),
-        "entropy_change_lowering": _mean([change for alpha, change in changes if alpha < 0]),
-        "entropy_change_raising": _mean([change for alpha, change in changes if alpha > 0]),
+        "entropy_change": _mean_change([*lowering, *raising]),
+        "entropy_change_lowering": _mean_change(lowering),
+        "entropy_change_raising": _mean_change(raising),
         "shift": _mean(shifts),
         "without_video": sum(1 for trace in traces if not trace["video_tokens"]) / len(traces) if traces else None,
         "overhead": _overhead(finished),

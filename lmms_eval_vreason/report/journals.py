@@ -10,19 +10,22 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
 
+from lmms_eval_vreason.journal.files import FOLDER, check_version, samples_files, with_trace
 from lmms_eval_vreason.journal.summary import overhead
 
-FOLDER = "vreason_journal"
 _BLOCK = 4 << 20  # bytes a block of the parser; a line must fit into it
 TRACES = 2000
-_TRACE_BEGINS, _ARRAYS_END = b'"trace": {', b'"updates": '
 _FLOATS = pa.list_(pa.float32())
+_CHANGE = pa.struct({"updates": pa.int64(), "entropy_change": pa.float64()})
 _TRACE = pa.struct(
     {
         **dict.fromkeys(("entropy", "ema", "alpha", "entropy_change", "shift"), _FLOATS),
         "updates": pa.int64(),
         "peak_index": pa.int64(),
         "video_tokens": pa.int64(),
+        "last_shift": pa.float64(),
+        "lowering": _CHANGE,
+        "raising": _CHANGE,
         "note": pa.string(),
     }
 )
@@ -68,13 +71,13 @@ def find_journals(run: Path, given: str | None = None) -> list[Path]:
         given: the run's own ``journal=`` argument.
     """
     if given and Path(given).expanduser().is_dir():
-        return sorted(Path(given).expanduser().glob("*.jsonl"))
+        return samples_files(Path(given).expanduser())
     start = run if run.is_dir() else run.parent
     for folder in (start, *list(start.parents)[:2]):
-        found = sorted((folder / FOLDER).glob("*.jsonl"))
+        found = samples_files(folder / FOLDER)
         if found:
             return found
-    return sorted(start.glob(f"*/{FOLDER}/*.jsonl"))
+    return [file for folder in sorted(start.glob(f"*/{FOLDER}")) for file in samples_files(folder)]
 
 
 def run_header(path: Path) -> dict | None:
@@ -84,7 +87,10 @@ def run_header(path: Path) -> dict | None:
             record = json.loads(file.readline() or "null")
         except json.JSONDecodeError:
             return None
-    return record if isinstance(record, dict) and record.get("kind") == "run" else None
+    if not isinstance(record, dict) or record.get("kind") != "run":
+        return None
+    check_version(path, record)
+    return record
 
 
 def read_journal(paths: list[Path], notices: list[str], traces: int = TRACES) -> pa.Table:
@@ -93,8 +99,8 @@ def read_journal(paths: list[Path], notices: list[str], traces: int = TRACES) ->
     Args:
         paths: the files of one run, one a process.
         notices: receives one sentence a finding.
-        traces: about how many samples keep their traces' arrays, evenly spaced; the others keep the rest of the line,
-            updates and notes included. Figures need no more, and parsing every number takes most of the time.
+        traces: about how many samples get their traces' arrays, evenly spaced. Figures need no more, and reading
+            every number takes most of the time.
     """
     stride = max(1, sum(map(_count_lines, paths)) // max(traces, 1))
     tables = [_parse(_lines(path, stride, notices), path, notices) for path in paths]
@@ -116,27 +122,25 @@ def _count_lines(path: Path) -> int:
 
 
 def _lines(path: Path, stride: int, notices: list[str]) -> list[bytes]:
-    """The file's whole lines, the arrays cut out of all but every ``stride``-th."""
+    """The file's whole lines, with the trace's arrays in every ``stride``-th."""
     lines = []
     with path.open("rb") as file:
         for number, line in enumerate(file):
             if not line.endswith(b"\n"):
                 notices.append(f"{path.name}: the last line is half-written (a killed run) and was left out")
             elif number % stride:
-                lines.append(_without_arrays(line))
-            else:
                 lines.append(line)
+            else:
+                lines.append(_with_arrays(path, line))
     return lines
 
 
-def _without_arrays(line: bytes) -> bytes:
-    """A journal line whose trace begins at its first plain number; the line itself if it is written otherwise.
-
-    Neither mark can stand inside a text, where its quotation marks would be escaped.
-    """
-    start = line.find(_TRACE_BEGINS)
-    end = line.find(_ARRAYS_END, start)
-    return line if start < 0 or end < 0 else line[: start + len(_TRACE_BEGINS)] + line[end:]
+def _with_arrays(path: Path, line: bytes) -> bytes:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    return json.dumps(with_trace(path, record)).encode() + b"\n" if isinstance(record, dict) else line
 
 
 def _parse(lines: list[bytes], path: Path, notices: list[str]) -> pa.Table:

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from lmms_eval_vreason.journal.files import samples_files, with_trace
 from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_alpha, draw_change
 from lmms_eval_vreason.report.journals import find_journals
 from lmms_eval_vreason.report.reading import read_json_lines
@@ -45,7 +46,7 @@ def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     files = [path] if path.suffix == ".jsonl" and "_samples_" not in path.name else find_journals(path)
-    files = files or sorted(path.glob("*.jsonl") if path.is_dir() else [])
+    files = files or (samples_files(path) if path.is_dir() else [])
     if not files:
         raise ValueError(f"{path} has no vreason_journal: only runs of qwen2_5_vl_vreason leave traces")
     found, known = None, []
@@ -55,7 +56,7 @@ def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
                 continue
             known.append(f"{record['task']}/{record['doc_id']}")
             if name == known[-1] or (not name and found is None and record["trace"]["updates"]):
-                found = record
+                found = with_trace(file, record)
     if found is None:
         raise ValueError(
             f"{path}: no {'traced sample ' + name if name else 'steered sample'}; "

@@ -92,13 +92,17 @@ class Generator:
         """Says which samples are to be answered, so that questions on one video share its prefill.
 
         Args:
-            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB. Called with no samples it
-                frees what is held.
+            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB.
             batch: How many are answered together; None if that is not known.
             share: Of the samples, that this process will answer.
         """
         self.prefixes.expect(samples, shared_prefix)
         self.compiling.expect(batch, int(share * sum(map(self._most_tokens, samples))))
+
+    def free(self) -> None:
+        """Frees what is held between batches, when no further sample is expected."""
+        self.prefixes.free()
+        self.compiling.expect(None, 0)
 
     @torch.no_grad()
     def generate(

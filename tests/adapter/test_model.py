@@ -14,7 +14,7 @@ from lmms_eval_vreason.adapter import host
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.journal.files import latest_samples, read_records
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.run import TooManyErrors
+from lmms_eval_vreason.run.ledger import TooManyErrors
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}
@@ -54,7 +54,7 @@ def answers(model, docs, settings=GREEDY):
 def test_answers_come_in_order_with_thinking_and_counts(build, videos):
     model = build()
     results = model.generate_until(requests(model, questions(videos)))
-    records = latest_samples(read_records(model._journal.folder)).values()
+    records = latest_samples(read_records(model._journal.folder, traces=True)).values()
     by_doc = {record["doc_id"]: record for record in records}
     assert sorted(by_doc) == list(range(6))
     for index, result in enumerate(results):
