@@ -91,7 +91,15 @@ class Qwen2_5_VL_VReason(lmms):
         raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
 
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
+        options = self.options
+        generator = Generator(
+            self._model,
+            self.processor,
+            options.method,
+            options.thinking,
+            self.device,
+            positions=options.model.positions,
+        )
         run = Run(generator, self.options, self._journal, self._run_settings, self._batch_size, self._team())
         try:
             with terminable():
@@ -159,6 +167,7 @@ def _run_settings(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[
         "checkpoint": checkpoint.identity,
         "dtype": dtype,
         "attn_implementation": options.model.attn_implementation,
+        "positions": options.model.positions,
         "method": asdict(options.method),
         "thinking": {k: v for k, v in asdict(options.thinking).items() if k != "return_thinking"},
         "video": {k: v for k, v in asdict(options.video).items() if k != "read_ahead"},

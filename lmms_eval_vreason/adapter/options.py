@@ -113,6 +113,7 @@ class ModelOptions:
     attn_implementation: str | None = _option(
         None, parse=_optional(_choice("sdpa", "eager", "flash_attention_2", "flash_attention_3"))
     )
+    positions: str = _option("trained", parse=_choice("trained", "transformers"))
     batch_size: int | str = _option(1, parse=_batch_size)
     max_batch_size: int | None = _option(None, parse=_optional(_whole(1)))
 

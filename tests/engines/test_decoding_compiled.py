@@ -6,7 +6,7 @@ generator, which alone would take a minute.
 
 import pytest
 import torch
-from random_model import batch, prompt, random_model
+from random_model import batch, placed, prompt, random_model
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
@@ -82,7 +82,7 @@ def test_lite_prunes_a_compiled_cache_too():
 
 def test_off_is_plain_static_generation():
     model = random_model(layers=2)
-    plain = model.generate(**batch(SAMPLES[1]), **LENGTH)
+    plain = model.generate(**placed(model, batch(SAMPLES[1])), **LENGTH)
     result = VReason(policy="off", compile="on").generate(model, **batch(SAMPLES[1]), **LENGTH, compile_config=BACKEND)
     assert torch.equal(plain, result.sequences)
 
