@@ -99,7 +99,14 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             reading = self._check(requests)
             samples = build_samples(requests, self.task_dict, reading)
-            generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
+            generator = Generator(
+                self._model,
+                self.processor,
+                self.options.method,
+                self.options.thinking,
+                self.device,
+                positions=self.options.model.positions,
+            )
             run = Run(generator, self.options, self._journal, self._batch_size, self._team())
             try:
                 with host.terminable():

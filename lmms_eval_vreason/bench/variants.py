@@ -34,7 +34,8 @@ class Variant:
         if self.method is None:
             return model.generate(**inputs)
         if not self.full_forward:
-            return self.method.generate(model, **inputs).sequences
+            # As the plain rows: a prompt that is all in the cache has no grids to tell positions from.
+            return self.method.generate(model, **inputs, positions="transformers").sequences
         with frozen(model):
             return model.generate(**inputs, custom_generate=_NaiveLoop(replace(self.method, refresh=False)))
 

@@ -73,10 +73,20 @@ class _Cost:
 class Generator:
     """Generates batches of samples with one model under one method."""
 
-    def __init__(self, model, processor, method: VReason, thinking: ThinkingOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        model,
+        processor,
+        method: VReason,
+        thinking: ThinkingOptions,
+        device: torch.device,
+        *,
+        positions: str = "trained",
+    ) -> None:
+        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generate.generate`."""
         self.model, self.processor, self.method, self.thinking, self.device = model, processor, method, thinking, device
-        self.tokenizer = processor.tokenizer
-        self.prefixes = SharedPrefixes(model, processor, device)
+        self.tokenizer, self.positions = processor.tokenizer, positions
+        self.prefixes = SharedPrefixes(model, processor, device, positions)
         self.compiling = AutoCompile(model, method, device)
         self._hidden_ids = {
             token
@@ -183,7 +193,8 @@ class Generator:
         input_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         opened = [opens_thinking(render(self.processor, sample)) for sample in samples]
         budgets, arguments = self._arguments(samples, opened, prompt_length)
-        result = method.generate(self.model, **inputs, **arguments, generators=self._generators(samples))
+        arguments |= {"generators": self._generators(samples), "positions": self.positions}
+        result = method.generate(self.model, **inputs, **arguments)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         seconds = cost.shares(result.traces[0], len(samples))
         return [

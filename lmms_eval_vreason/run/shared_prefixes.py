@@ -56,8 +56,9 @@ class SharedPrefixes:
     sample's, if further questions wait for it. A prefix that only one waiting sample has is not prefilled apart.
     """
 
-    def __init__(self, model: PreTrainedModel, processor, device: torch.device) -> None:
-        self.model, self.processor, self.device = model, processor, device
+    def __init__(self, model: PreTrainedModel, processor, device: torch.device, positions: str = "trained") -> None:
+        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generate.generate`."""
+        self.model, self.processor, self.device, self.positions = model, processor, device, positions
         self._vision_end = processor.tokenizer.convert_ids_to_tokens(model.config.vision_end_token_id)
         self._bound = 0.0
         self._waiting: Counter[Key] = Counter()
@@ -145,7 +146,7 @@ class SharedPrefixes:
             prefix, fresh = self._held.get(key), 0
             if row in missing:
                 started = now(self.device)
-                prefix = prefill(self.model, dict(missing[row].to(self.device)))
+                prefix = prefill(self.model, dict(missing[row].to(self.device)), self.positions)
                 rows.seconds += now(self.device) - started
                 fresh = prefix.tokens
                 if key is not None:

@@ -12,7 +12,7 @@ from offline import write_video
 
 from lmms_eval_vreason.adapter import host
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
-from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.journal.files import digest, latest_samples, read_records
 from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.ledger import TooManyErrors
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
@@ -108,6 +108,32 @@ def test_a_rerun_takes_finished_samples_from_the_journal(build, videos, monkeypa
     done.clear()
     answers(build(return_thinking="off", read_ahead=0), docs[:2])
     assert done == []
+
+
+@pytest.mark.parametrize("shared_prefix", ["off", "auto"])
+def test_positions_reach_the_model_and_are_in_the_resume_key(build, videos, shared_prefix):
+    """Two questions on a video, answered as trained and as transformers places them: no answer is taken over."""
+    docs = [{"media": [("video", videos[0])], "text": f"what moves {i}?"} for i in range(2)]
+    placed, keys = {}, set()
+    for positions in ("trained", "transformers"):
+        model = build(positions=positions, shared_prefix=shared_prefix)
+        keys.add(digest(model._identity))
+        seen = []
+        hook = model._model.model.language_model.register_forward_pre_hook(
+            partial(_note_positions, seen), with_kwargs=True
+        )
+        answers(model, docs)
+        hook.remove()
+        # A decoded token is one column; the first after a prefill stands right after its prompt.
+        placed[positions] = [int(call[1].max()) for call in seen if call.shape[-1] == 1]
+    assert len(keys) == 2
+    assert placed["trained"]
+    assert placed["transformers"]
+    assert min(placed["trained"]) > min(placed["transformers"])
+
+
+def _note_positions(seen, module, args, kwargs):
+    seen.append(kwargs["position_ids"].clone())
 
 
 def test_a_fault_stays_with_its_sample(build, videos, tmp_path):
