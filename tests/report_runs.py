@@ -184,5 +184,6 @@ def write_journal(folder: Path, records: Iterable[Mapping[str, Any]], *, model_a
     path = folder / "vreason_journal" / f"{'ab' * 6}-rank0.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"kind": "run", "version": 1, "run": "ab" * 32, "model_args": dict(model_args), "started": "2025-01-01"}
+    header["method"] = {"policy": model_args.get("policy", "switch"), "update_every": 2}
     path.write_text("".join(json.dumps(line) + "\n" for line in (header, *records)))
     return path

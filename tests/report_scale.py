@@ -38,6 +38,7 @@ def make(folder: Path) -> None:
         (run / "vreason_journal").mkdir(exist_ok=True)
         with (run / "vreason_journal" / "abababababab-rank0.jsonl").open("w") as file:
             header = {"kind": "run", "version": 1, "model_args": {"pretrained": "tiny", "seed": index}}
+            header["method"] = {"policy": "switch", "update_every": 2}
             file.write(json.dumps(header) + "\n")
             file.writelines(line + "\n" for line in journal_lines(rng))
 

@@ -25,7 +25,7 @@ from lmms_eval_vreason.adapter.loading import (
 )
 from lmms_eval_vreason.adapter.options import Options, parse_options
 from lmms_eval_vreason.journal.files import FOLDER, Journal, digest
-from lmms_eval_vreason.journal.summary import steering_line, steering_warning
+from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.run.batch_size import BatchSize, memory_of
 from lmms_eval_vreason.run.generation import Generator
@@ -116,8 +116,10 @@ class Qwen2_5_VL_VReason(lmms):
             logger.info(f"Batch size auto: up to {self._batch_size.found} samples were decoded together")
         if run.padding.padded:
             logger.info(f"Padding: {run.padding.share:.1%} of the prompts' tokens")
-        logger.info(steering_line(run.everybody))
-        if self.options.method.policy != "off" and (warning := steering_warning(run.everybody)):
+        method = self.options.method
+        facts = steering_facts(run.everybody, policy=method.policy, update_every=method.update_every)
+        logger.info(steering_line(facts))
+        if warning := steering_warning(facts):
             logger.warning(warning)
         if self._journal is not None:
             logger.info(f"Journal (thinking, traces, timings and errors of every sample): {self._journal.folder}")

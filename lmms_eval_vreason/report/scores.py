@@ -20,6 +20,7 @@ _FIELDS = {
     "doc_hash",
 }
 _VSI_MRA_KEY = "MRA:.5:.95:.05"
+RIGHT = 0.5  # scores from here on count as right: mean relative accuracy is a share
 
 
 def _number(value: Any) -> float | None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_vreason.report.catalogue import part_of
-from lmms_eval_vreason.report.folders import SamplesFile, find_samples, parse_run
-from lmms_eval_vreason.report.reading import read_json, read_json_lines
+from lmms_eval_vreason.report.files import SamplesFile, find_samples, parse_run, read_json, read_json_lines
 from lmms_eval_vreason.report.scores import answer_of, response_of, score_of
 
 NO_FORM = {
