@@ -22,7 +22,7 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 _MARKERS = "osD^vPX"
 _PUBLISHED_MARKERS = "*ph8"
 _LEGEND_CHARACTERS = 84  # of 9 points on 6.5 inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.formatter.useoffset": False,  # an offset is drawn over the axis' label
     "axes.spines.top": False,
@@ -77,7 +77,7 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
-def _legend(figure: Figure, labels: Sequence[str], loc: str = "outside upper center") -> None:
+def _legend(figure: Figure, labels: Sequence[str], loc: Any = "outside upper center") -> None:
     """A legend in as many columns as fit the figure's width."""
     columns = max(1, min(len(labels), _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
     figure.legend(loc=loc, ncols=columns)
@@ -131,11 +131,11 @@ def efficiency(comparison: Comparison) -> Figure | None:
         means = table[~table["benchmark"].isin([MEAN, MEAN_WITH_MRA])]
         if means["benchmark"].nunique() != 1:
             return None
-        over = means["benchmark"].iat[0]
+        over = str(means["benchmark"].iat[0])
     means = means[means["output_tokens"].notna()]
     if means.empty:
         return None
-    order = {group.name: index for index, group in enumerate(comparison.groups)}
+    order: dict[Any, int] = {group.name: index for index, group in enumerate(comparison.groups)}
     figure = _figure(3.5 + 0.14 * len(means))
     axes = figure.add_subplot()
     names: list[str] = []
@@ -191,8 +191,9 @@ def peak(traced: Traced) -> Figure:
     """Where the EMA peaks and how high: a box a run (median, quartiles, 5 to 95%)."""
     figure = _figure(1.3 + 0.34 * len(traced))
     found = {key: peaks(table) for key, table in traced.items()}
-    panels = (("position", "Token at which the EMA peaks", 4.0), ("height", "Height of the peak (nats)", 0.0))
-    for panel, (column, title, least) in enumerate(panels, start=1):
+    panels = (("position", "Token at which the EMA peaks"), ("height", "Height of the peak (nats)"))
+    highest = max(frame["height"].max() for frame in found.values())
+    for panel, (column, title) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, 2, panel)
         boxes = axes.boxplot([frame[column] for frame in found.values()], orientation="horizontal", whis=(5, 95),
                              showfliers=False, patch_artist=True, widths=0.6)  # fmt: skip
@@ -201,7 +202,7 @@ def peak(traced: Traced) -> Figure:
             median.set(color="black", linewidth=1.4)
         axes.set_yticks(range(1, len(found) + 1), [label if panel == 1 else "" for _, label in found])
         axes.set_ylim(len(found) + 0.6, 0.4)
-        _widen(axes, "x", least)
+        _widen(axes, "x", 4.0 if column == "position" else 0.05 * highest)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=column == "position"))
         axes.set_xlabel(title)
     return figure
@@ -234,7 +235,7 @@ def updates(traced: Traced) -> Figure | None:
     if not chosen:
         return None
     figure = _figure(0.6 + 2.6 * len(chosen))
-    parts = np.atleast_1d(figure.subfigures(len(chosen), 1))
+    parts = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
     for part, (label, record) in zip(parts, chosen.items(), strict=True):
         part.suptitle(f"{label}: {record['task']}, document {record['doc_id']}", fontsize=9)
         upper, lower = part.subplots(2, 1, sharex=True)

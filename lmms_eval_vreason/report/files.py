@@ -5,7 +5,7 @@ A killed or crashed run may have left them half-written.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -44,12 +44,13 @@ def find_samples(path: Path, notices: list[str], pattern: str = "*") -> list[Sam
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    candidates: Iterable[Path]
     if path.is_dir():
         candidates = path.rglob("*_samples_*.jsonl")
     elif path.name.endswith("_results.json"):
         candidates = path.parent.glob(f"{path.name.removesuffix('_results.json')}_samples_*.jsonl")
     else:
-        candidates = iter([path])
+        candidates = [path]
     files = [file for file in map(_samples_file, candidates) if file and fnmatchcase(file.task, pattern)]
     if not files and pattern != "*":
         raise ValueError(f"{path} holds no samples of a task that fits {pattern!r}")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 
@@ -72,7 +72,7 @@ def _from_mapping(value: Mapping[str, Any]) -> float | None:
     return _from_mmmu(value)
 
 
-def _is_vsi(value: Any) -> bool:
+def _is_vsi(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and "question_type" in value and ("accuracy" in value or _VSI_MRA_KEY in value)
 
 

@@ -124,7 +124,7 @@ def _named(cell: Cell) -> dict[str, str]:
 
 def _score(cell: Cell) -> str:
     digits = 1 if cell["unit"] == "%" else 3
-    error = cell["se"] if pd.isna(cell["seed_std"]) else cell["seed_std"]
+    error: float = cell["se"] if pd.isna(cell["seed_std"]) else cell["seed_std"]
     return f"{cell['score']:.{digits}f}" + ("" if pd.isna(error) else f" ± {error:.{digits}f}")
 
 
@@ -215,7 +215,7 @@ def latex(comparison: Comparison) -> str:
 def as_json(comparison: Comparison) -> str:
     """Everything as JSON: cells, steering facts, settings, warnings, notices; unknown figures are null."""
     runs = [run for group in comparison.groups for run in group.runs]
-    content = {
+    content: dict[str, Any] = {
         "baseline": comparison.groups[0].name,
         "cells": comparison.table.astype(object).where(comparison.table.notna(), None).to_dict("records"),
         "steering": [{"label": name, **asdict(facts)} for name, facts in comparison.steering],

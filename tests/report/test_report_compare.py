@@ -87,6 +87,14 @@ def test_mean_row_weighs_benchmarks_the_same_and_leaves_mra_out(two):
     )
 
 
+def test_mean_is_tested_over_the_videos_of_all_benchmarks(tmp_path):
+    write_run(tmp_path / "a", {"mmvu_val": [0.0] * 10, "mvbench_action_count": [0.0] * 10})
+    write_run(tmp_path / "b", {"mmvu_val": [1.0] * 3 + [0.0] * 7, "mvbench_action_count": [1.0] * 3 + [0.0] * 7})
+    comparison = compare([read_run(str(tmp_path / name)) for name in "ab"], resamples=200)
+    assert cell(comparison, "MMVU", "b")["p"] == pytest.approx(2 * 0.5**3)
+    assert cell(comparison, MEAN, "b")["p"] == pytest.approx(2 * 0.5**6)
+
+
 def test_only_common_samples_are_compared_and_the_rest_is_said(tmp_path):
     write_run(tmp_path / "a", {"videomme": [1.0, 0.0, 1.0, 1.0]})
     write_run(tmp_path / "b", {"videomme": [1.0, 1.0]})
