@@ -21,7 +21,7 @@ def prompt_text(text: str, options: Sequence[str], *, direct: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """One question: its kind, text, four options, the right option's index, and the reasons for it."""
 
     kind: str
@@ -166,7 +166,7 @@ KINDS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Draft | None], tu
 }
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> SceneQuestion | None:
     """A question of ``kind`` on ``scene``, or None if the scene has no single answer to it.
 
     Wrong options are things, colours or shapes of the same clip first. The four options stand in random order.
@@ -185,4 +185,4 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     options = rng.permutation([draft.answer, *wrong]).tolist()
     notes = [note for note in map(draft.notes, scene.things) if note]
     reasons = f"{OPENINGS[rng.integers(len(OPENINGS))]} {', '.join(notes)}."
-    return Question(kind, draft.text, tuple(options), options.index(draft.answer), reasons)
+    return SceneQuestion(kind, draft.text, tuple(options), options.index(draft.answer), reasons)

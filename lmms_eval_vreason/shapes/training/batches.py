@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from lmms_eval_vreason.shapes.questions import KINDS, NOTES, Question, ask
+from lmms_eval_vreason.shapes.questions import KINDS, NOTES, SceneQuestion, ask
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, LETTERS, NUMBERS, ROWS, SHAPES, words
 from lmms_eval_vreason.shapes.world import MOMENTS, RECIPES, SIDE, Scene, make_scene
@@ -98,7 +98,7 @@ def _pad(rows: Sequence[_Row], pad: int) -> Segments:
     return Segments(ids, labels, torch.tensor([row.clip for row in rows]), torch.tensor([row.gap for row in rows]))
 
 
-def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[Question]:
+def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[SceneQuestion]:
     """At most ``most`` questions: first what the recipe is for, then what any scene can be asked."""
     allowed = [kind for kind, (_, recipes) in KINDS.items() if recipe in recipes]
     special = [kind for kind in allowed if len(KINDS[kind][1]) == 1]

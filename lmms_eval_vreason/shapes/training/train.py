@@ -1,8 +1,9 @@
-"""Trains the shapes checkpoint from nothing: ``python -m lmms_eval_vreason.shapes.train --output runs/shapes``.
+"""Trains the shapes checkpoint from scratch.
 
-First a drill on text alone (an option's word → its letter), then questions on clips, each clip narrated besides until
-the last part. The run is driven by steps, every step draws its data from (seed, step), and a stopped run goes on from
-its last state.
+    python -m lmms_eval_vreason.shapes.training.train --output runs/shapes
+
+First a drill on text alone (an option's word → its letter), then questions on clips. Each clip is narrated as well,
+except in the last part. Every step draws its data from (seed, step), and a stopped run resumes from its last state.
 """
 
 import argparse
@@ -19,28 +20,29 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes.architecture import (
+    Sizes,
     build_config,
     build_generation_config,
     build_processor,
     save_checkpoint,
 )
-from lmms_eval_vreason.shapes.batches import NAME_SETS, Batch, Layout, Segments, drill_batch, video_batch
-from lmms_eval_vreason.shapes.evaluate import evaluate
-from lmms_eval_vreason.shapes.items import make_items
+from lmms_eval_vreason.shapes.evaluate import Reasoner
+from lmms_eval_vreason.shapes.items import Item, make_items
 from lmms_eval_vreason.shapes.render import render, sampled
+from lmms_eval_vreason.shapes.training.batches import NAME_SETS, Batch, Layout, Segments, drill_batch, video_batch
 from lmms_eval_vreason.shapes.world import make_scene
 
-SIZES = {
-    "layers": 4,
-    "hidden_size": 128,
-    "heads": 4,
-    "kv_heads": 2,
-    "intermediate_size": 384,
-    "vision_layers": 2,
-    "vision_hidden_size": 64,
-    "vision_heads": 2,
-    "rope_theta": 1e4,
-}
+SIZES = Sizes(
+    layers=4,
+    hidden_size=128,
+    heads=4,
+    kv_heads=2,
+    intermediate_size=384,
+    vision_layers=2,
+    vision_hidden_size=64,
+    vision_heads=2,
+    rope_theta=1e4,
+)
 
 
 def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +137,7 @@ def _optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.O
     ]
 
 
-class Run:
+class Training:
     """One training run in a folder: its state, its learning curve, its steps."""
 
     def __init__(self, args: argparse.Namespace):
@@ -146,7 +148,7 @@ class Run:
         self.processor = build_processor()
         rng = np.random.default_rng(args.seed)
         layout = Layout(self.processor, sampled(render(make_scene(rng, "move", "train"), rng)))
-        model = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, **SIZES))
+        model = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, SIZES))
         model.generation_config = build_generation_config(self.processor.tokenizer)
         self.learner = Learner(model, layout)
         self.optimizers = _optimizers(model)
@@ -200,46 +202,46 @@ class Run:
         return loss.item()
 
 
-def _validation(run: Run, items: list) -> dict[str, float]:
-    run.model.eval()
-    result = evaluate(run.model, run.processor, items, batch_size=64, progress=False)
-    run.model.train()
-    return {"accuracy": result.accuracy, **{f"accuracy_{kind}": value for kind, value in result.by_kind.items()}}
+def _validation(training: Training, items: list[Item]) -> dict[str, float]:
+    training.model.eval()
+    answers = Reasoner(training.model, training.processor).answer(items)
+    training.model.train()
+    return {"accuracy": answers.accuracy, **{f"accuracy_{kind}": value for kind, value in answers.by_kind.items()}}
 
 
 def train(args: argparse.Namespace) -> None:
-    """Runs, or goes on with, the training that ``args`` describe; see the module's ``--help``."""
-    run = Run(args)
+    """Runs, or resumes, the training that ``args`` describe; see the module's ``--help``."""
+    training = Training(args)
     items = make_items("validation", args.validation)
     losses: list[float] = []
     started = time.perf_counter()
     total = args.drill_steps + args.steps
-    with (run.folder / "curve.csv").open("a", newline="") as file:
+    with (training.folder / "curve.csv").open("a", newline="") as file:
         curve = csv.writer(file)
-        bar = tqdm(total=total, initial=run.step, desc="shapes", mininterval=5)
-        while run.step < total:
-            losses.append(run.advance())
+        bar = tqdm(total=total, initial=training.step, desc="shapes", mininterval=5)
+        while training.step < total:
+            losses.append(training.advance())
             bar.update()
-            if run.step % args.log_every == 0:
+            if training.step % args.log_every == 0:
                 row = {"loss": float(np.mean(losses))}
                 losses.clear()
-                in_videos = run.step > args.drill_steps
-                if in_videos and run.step % args.validate_every == 0:
-                    row |= _validation(run, items)
+                in_videos = training.step > args.drill_steps
+                if in_videos and training.step % args.validate_every == 0:
+                    row |= _validation(training, items)
                 figures = (f"{name}={value:.4f}" for name, value in row.items())
-                curve.writerow([run.step, round(time.perf_counter() - started, 1), *figures])
+                curve.writerow([training.step, round(time.perf_counter() - started, 1), *figures])
                 file.flush()
                 bar.set_postfix({name: f"{value:.3f}" for name, value in list(row.items())[:2]})
-            if run.step % args.save_every == 0 or run.step == total:
-                run.save_state()
-    run.model.eval()
-    # A fresh processor: the one in use has taken note of how it last padded.
-    save_checkpoint(run.model, build_processor(), run.folder / "checkpoint", dtype="float16")
+            if training.step % args.save_every == 0 or training.step == total:
+                training.save_state()
+    training.model.eval()
+    # A fresh processor: the one in use remembers how it last padded.
+    save_checkpoint(training.model, build_processor(), training.folder / "checkpoint", dtype="float16")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the training script."""
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     described.add_argument("--output", required=True, help="folder for state, learning curve and checkpoint")
     described.add_argument("--seed", type=int, default=0)
     described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
