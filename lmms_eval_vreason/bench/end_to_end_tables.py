@@ -123,9 +123,10 @@ def show(report: Mapping[str, Any]) -> None:
     """Prints the setting and the tables."""
     settings, shape, where = report["settings"], report["shape"], report["machine"]
     print(
-        f"\nshape {shape['name']}: {shape['layers']} layers of width {shape['hidden_size']}; {settings['videos']} videos "
-        f"x {settings['questions']} questions, {report['video_tokens']} video tokens, {settings['tokens']} new tokens a "
-        f"sample\n{machine_line(where, settings['threads'])}; {settings['attention']}\n"
+        f"\nshape {shape['name']}: {shape['layers']} layers of width {shape['hidden_size']}; "
+        f"{settings['videos']} videos x {settings['questions']} questions, {report['video_tokens']} video tokens, "
+        f"{settings['tokens']} new tokens a sample\n"
+        f"{machine_line(where, settings['threads'])}; {settings['attention']}\n"
         f"medians of {settings['rounds']} interleaved rounds [lowest, highest]; ratios are of samples a minute while "
         "answers are generated (generate_until), to the same round's run\n"
     )

@@ -97,6 +97,8 @@ def watch_class(watches: Stopwatches, kind: type, settings: dict[str, Any]) -> N
     """Watches ``generate_until`` of a model class and writes the figures when it returns."""
     import torch
 
+    from lmms_eval_vreason.engines.hf.upstream import attention_name
+
     inner = kind.generate_until
 
     @wraps(inner)
@@ -115,7 +117,7 @@ def watch_class(watches: Stopwatches, kind: type, settings: dict[str, Any]) -> N
         watches.running = False
         figures |= {"started": began, "seconds": watches.seconds, "calls": watches.calls}
         figures["peak_bytes"] = torch.cuda.max_memory_allocated(model.device) if on_cuda else peak_resident_bytes()
-        figures["attention"] = model.config._attn_implementation
+        figures["attention"] = attention_name(model.config)
         Path(settings["output"]).write_text(json.dumps(figures))
         return answers
 

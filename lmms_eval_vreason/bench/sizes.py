@@ -1,7 +1,6 @@
 """The benchmark's models: Qwen2.5-VL's published text decoders and three small ones, with random weights."""
 
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -12,19 +11,15 @@ from transformers import (
     DynamicCache,
     PreTrainedModel,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     StaticCache,
 )
 from transformers.initialization import no_init_weights
 
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.shapes.architecture import Sizes, build_config
 from lmms_eval_vreason.shapes.vocabulary import SPECIAL_TOKENS, build_tokenizer
 
 VIDEO_TOKEN = SPECIAL_TOKENS.index("<|video_pad|>")
-# transformers 5.24 renamed this argument of `forward` and `generate`.
-CACHE_ARGUMENT = (
-    "cache" if "cache" in signature(Qwen2_5_VLForConditionalGeneration.forward).parameters else "past_key_values"
-)
 # A period that divides no width, so that no two rows of a weight are alike.
 _PATTERN = 1_048_573
 _SHIFT = 7919
@@ -159,7 +154,7 @@ class Prompt:
         return {
             "input_ids": self.input_ids,
             "attention_mask": torch.ones_like(self.input_ids),
-            CACHE_ARGUMENT: cache,
+            CACHE: cache,
             "max_new_tokens": new_tokens,
             "do_sample": False,
             "eos_token_id": None,

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from lmms_eval_vreason import generate
-from lmms_eval_vreason.bench.sizes import CACHE_ARGUMENT
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method import VReason
 
 # Every due token gets its update, and so its full cost: random weights give some tokens next to no entropy.
@@ -59,7 +59,7 @@ class _SecondForward(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.method.is_due(self.token):
-            self.inputs[CACHE_ARGUMENT].crop(-1)
+            self.inputs[CACHE].crop(-1)
             scores = self.model(**self.inputs).logits[:, -1].to(scores)
         self.token += 1
         return scores

@@ -7,6 +7,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from lmms_eval_vreason.method.kernels import adam_step, scaled_rows, scaled_rows_gradient
+
 
 def moved_values(values: Tensor, delta: Tensor, norm: str, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """V_new = (V + ΔV) / ‖V + ΔV‖ · ‖V‖ (paper): the direction moves, the norm stays.
@@ -28,7 +30,7 @@ def moved_values(values: Tensor, delta: Tensor, norm: str, length: Tensor | None
     if norm == "none":
         return moved, moved.new_empty(0)
     length = kept_norm(values.to(delta.dtype), norm) if length is None else length
-    new, norms = torch._weight_norm_interface(_rows(moved, norm), length)
+    new, norms = scaled_rows(_rows(moved, norm), length)
     return new.view_as(moved), norms
 
 
@@ -49,14 +51,13 @@ def shift_gradient(
     moved = values + delta
     length = kept_norm(values.to(delta.dtype), norm) if length is None else length
     moved_norm = kept_norm(moved, norm) if moved_norm is None else moved_norm
-    backward = torch.ops.aten._weight_norm_interface_backward.default
-    return backward(_rows(gradient, norm), _rows(moved, norm), length, moved_norm, 0)[0].view_as(moved)
+    return scaled_rows_gradient(_rows(gradient, norm), _rows(moved, norm), length, moved_norm).view_as(moved)
 
 
 def kept_norm(values: Tensor, norm: str) -> Tensor:
     """(rows, 1), ‖V‖ of all whose norm is kept: the very numbers that :func:`moved_values` divides by."""
     rows = _rows(values, norm)
-    return torch._weight_norm_interface(rows, rows.new_ones(len(rows), 1))[1]
+    return scaled_rows(rows, rows.new_ones(len(rows), 1))[1]
 
 
 def _rows(x: Tensor, norm: str) -> Tensor:
@@ -119,16 +120,7 @@ class Adam:
         if not steps:
             return
         torch._foreach_add_(steps, 1.0)
-        torch._fused_adam_(
-            *(deltas, gradients, means, squares, [], steps),
-            lr=self.learning_rate,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            weight_decay=0.0,
-            eps=self.eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        adam_step(deltas, gradients, (means, squares), steps, (self.learning_rate, self.betas, self.eps))
 
     def state_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.mean, self.square, self.steps))

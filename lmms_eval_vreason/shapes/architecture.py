@@ -74,7 +74,7 @@ class Sizes:
             )
         if self.vision_hidden_size % (4 * self.vision_heads):
             raise ValueError(
-                f"vision_hidden_size={self.vision_hidden_size} must be a multiple of 4 x {self.vision_heads} vision heads"
+                f"vision_hidden_size={self.vision_hidden_size} must be a multiple of 4 x vision_heads={self.vision_heads}"
             )
 
     @property

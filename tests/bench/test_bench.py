@@ -12,6 +12,7 @@ from lmms_eval_vreason.bench.sizes import SHAPES, VIDEO_TOKEN, Prompt, Shape, ra
 from lmms_eval_vreason.bench.traffic import ByteModel
 from lmms_eval_vreason.bench.variants import Variant, variants
 from lmms_eval_vreason.cli import main
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 
 SMALL = Shape(64, 3, 4, 2, 128, 512)
 
@@ -72,7 +73,7 @@ def test_prompt_is_cached_but_for_its_last_token(model, prompt):
     inputs = prompt.inputs(model, kind="dynamic", new_tokens=4)
     assert prompt.input_ids.shape == (2, 56)
     assert (prompt.input_ids == VIDEO_TOKEN).sum(1).tolist() == [48, 48]
-    assert inputs["past_key_values"].get_seq_length() == 55
+    assert inputs[CACHE].get_seq_length() == 55
     first, second = (model.generate(**prompt.inputs(model, kind=kind, new_tokens=4)) for kind in ("dynamic", "static"))
     assert first.shape == (2, 60)
     assert torch.equal(first, second)
@@ -82,9 +83,9 @@ def test_a_static_cache_is_used_again(model, prompt):
     """In the same place, and as good as new."""
     first = prompt.inputs(model, kind="static", new_tokens=4)
     tokens = model.generate(**first)
-    place = first["past_key_values"].layers[0].keys.data_ptr()
+    place = first[CACHE].layers[0].keys.data_ptr()
     again = prompt.inputs(model, kind="static", new_tokens=4)
-    assert again["past_key_values"].layers[0].keys.data_ptr() == place
+    assert again[CACHE].layers[0].keys.data_ptr() == place
     assert torch.equal(model.generate(**again), tokens)
     prompt.kept.clear()
 

@@ -3,6 +3,7 @@
 The graphs are made by the ``aot_eager`` backend, which makes nothing faster: that is left to the trial's measurement.
 """
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from offline import write_video
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from lmms_eval_vreason.engines.hf import Generation, compiled, generate
+from lmms_eval_vreason.engines.hf import Generation, compiled
 from lmms_eval_vreason.engines.hf import autocompile as compiling
 from lmms_eval_vreason.run.generation import Generator
 
@@ -161,7 +162,8 @@ def test_a_failure_to_compile_does_not_stop_the_run(run, told, monkeypatch, at):
             patch.setattr(compiling, "static_cache", failing)
         else:
             told(compiled=0.1)
-            patch.setattr(generate, "static_cache", failing)  # There the run's own caches are made.
+            # There the run's own caches are made.
+            patch.setattr(import_module("lmms_eval_vreason.engines.hf.generate"), "static_cache", failing)
         results, auto = run()
     assert len(calls) == 1
     assert auto.batch is None

@@ -7,6 +7,7 @@ from random_model import Forced, batch, forced_tokens, prompt, random_model, ste
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 
 SAMPLES = [
     prompt(seed=1),
@@ -104,7 +105,7 @@ def test_an_exception_leaves_the_model_as_it_was(inside):
     flags = [parameter.requires_grad for parameter in parameters]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cache = DynamicCache(config=model.config.get_text_config())
-    settings = {"max_new_tokens": 8, "past_key_values": cache, "eos_token_id": None}
+    settings = {"max_new_tokens": 8, CACHE: cache, "eos_token_id": None}
     plain = model.generate(**batch(SAMPLES), max_new_tokens=8, eos_token_id=None)
     own_hook = None
     if inside == "processor":
@@ -152,9 +153,9 @@ def test_a_prompt_whose_start_is_cached(sdpa):
     inputs, settings = batch(SAMPLES[:1]), {"max_new_tokens": 10, "eos_token_id": None}
     expected, loop = steer(sdpa, VReason(learning_rate=0.1), **inputs, **settings)
     cache = DynamicCache(config=sdpa.config.get_text_config())
-    sdpa.generate(**inputs, max_new_tokens=1, past_key_values=cache)
+    sdpa.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
     cache.crop(-1)
     cached = {name: value for name, value in inputs.items() if "pixel" not in name}
-    tokens, again = steer(sdpa, VReason(learning_rate=0.1), **cached, past_key_values=cache, **settings)
+    tokens, again = steer(sdpa, VReason(learning_rate=0.1), **cached, **{CACHE: cache}, **settings)
     assert torch.equal(tokens, expected)
     assert torch.allclose(deltas(loop, 0)[0], deltas(again, 0)[0], atol=1e-5)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from random_model import VIDEO, Forced, batch, forced_tokens, prompt, steer
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList, StaticCache
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.generate import frozen
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
 
 SAMPLES = [
@@ -24,7 +25,7 @@ NORMS = {
 def dropped_tokens(model, inputs, score, ratio):
     """(batch, tokens) bool by the definition, from a plain prefill: a sample's ⌊ratio · n⌋ lowest video tokens."""
     cache = DynamicCache(config=model.config.get_text_config())
-    model.generate(**inputs, max_new_tokens=1, past_key_values=cache)
+    model.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
     scores = NORMS[score](cache)
     dropped = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for row, ids in enumerate(inputs["input_ids"]):
@@ -52,7 +53,7 @@ def positions_of(model, generate):
 def masked_logits(model, inputs, dropped, tokens, positions):
     """Logits of the decoding steps over the full cache, with the dropped tokens masked out of every layer."""
     cache = DynamicCache(config=model.config.get_text_config())
-    model.generate(**inputs, max_new_tokens=1, past_key_values=cache)
+    model.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
     mask, logits = inputs["attention_mask"].masked_fill(dropped, 0), []
     for step in range(tokens.shape[1] - 1):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -60,7 +61,7 @@ def masked_logits(model, inputs, dropped, tokens, positions):
             inputs_embeds=model.get_input_embeddings()(tokens[:, step : step + 1]),
             attention_mask=mask,
             position_ids=positions[step + 1][-3:],
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         )
         logits.append(model.lm_head(out.last_hidden_state)[:, -1])
@@ -100,7 +101,7 @@ def test_mask_length_and_controller_agree(sdpa, cache_type):
     masks = []
 
     def note(module, args, kwargs):
-        masks.append((kwargs["attention_mask"], int(kwargs["past_key_values"].get_seq_length())))
+        masks.append((kwargs["attention_mask"], int(kwargs[CACHE].get_seq_length())))
 
     hook = sdpa.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
     settings = {"max_new_tokens": 6, "logits_processor": LogitsProcessorList([Forced(tokens)])}
@@ -125,10 +126,13 @@ def test_mask_length_and_controller_agree(sdpa, cache_type):
             assert (seen.flatten(1).sum(1) == inputs["attention_mask"].sum(1) - drop + step + 1).all()
     # The controller's V is what a plain prefill had at the tokens that stay, in their order.
     dropped = dropped_tokens(sdpa, inputs, "value_norm", 0.5)
-    plain = DynamicCache(config=sdpa.config.get_text_config())
-    sdpa.generate(**inputs, max_new_tokens=1, past_key_values=plain)
+    config = sdpa.config.get_text_config()
+    plain = DynamicCache(config=config) if cache_type == "dynamic" else StaticCache(config, prompt_length + 6)
+    with frozen(sdpa):
+        sdpa.generate(**inputs, max_new_tokens=6, **{CACHE: plain})
     stays = (inputs["input_ids"] == VIDEO) & ~dropped
-    assert torch.equal(controller.original, plain.layers[-1].values.transpose(1, 2)[stays])
+    values = plain.layers[-1].values[:, :, :prompt_length]
+    assert torch.equal(controller.original, values.transpose(1, 2)[stays])
     assert prompt_length > kept
 
 
@@ -143,7 +147,7 @@ def test_cache_bytes_fall_by_the_arithmetic(sdpa, ratio):
     sizes = []
     for chosen in (0.0, ratio):
         cache = DynamicCache(config=sdpa.config.get_text_config())
-        VReason(prune_ratio=chosen).generate(sdpa, **inputs, max_new_tokens=4, eos_token_id=None, past_key_values=cache)
+        VReason(prune_ratio=chosen).generate(sdpa, **inputs, max_new_tokens=4, eos_token_id=None, **{CACHE: cache})
         sizes.append(cache_bytes(cache))
         assert all(tensor.is_contiguous() for layer in cache.layers for tensor in (layer.keys, layer.values))
         stored = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
@@ -168,7 +172,7 @@ def test_counts_of_uneven_samples():
 def test_scores_table(sdpa):
     inputs = batch(SAMPLES)
     cache = DynamicCache(config=sdpa.config.get_text_config())
-    sdpa.generate(**inputs, max_new_tokens=1, past_key_values=cache)
+    sdpa.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
     video = inputs["input_ids"] == VIDEO
     for name, reference in NORMS.items():
         assert torch.allclose(SCORES[name](cache, video, 0), reference(cache), rtol=1e-5)
@@ -201,7 +205,7 @@ def test_pruned_prefill_update_uses_the_pruned_cache(sdpa):
     result = VReason(prune_ratio=0.5, first_token=True).generate(sdpa, **inputs, **settings)
     cache = DynamicCache(config=sdpa.config.get_text_config())
     kept = inputs["attention_mask"].masked_fill(dropped, 0)
-    positions, _ = positions_of(sdpa, lambda: sdpa.generate(**inputs, **settings, past_key_values=cache))
+    positions, _ = positions_of(sdpa, lambda: sdpa.generate(**inputs, **settings, **{CACHE: cache}))
     # The last layer alone attends over what stays; the layers before it saw the whole prompt.
     seen = {}
 

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.support import check_cache
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 
 INPUTS = batch([prompt(seed=1)])
 
@@ -96,7 +97,7 @@ def test_caches_that_are_handed_over(model):
     sliding = DynamicCache()
     sliding.layers = [DynamicSlidingWindowLayer(sliding_window=64) for _ in range(3)]
     sliding.layer_class_to_replicate = None
-    refused(model, "cache layer of type DynamicSlidingWindowLayer", past_key_values=sliding)
+    refused(model, "cache layer of type DynamicSlidingWindowLayer", **{CACHE: sliding})
 
 
 def test_offloaded_and_missing_caches():

@@ -6,6 +6,7 @@ from random_model import VIDEO, Forced, batch, forced_tokens, prompt, random_mod
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method.controller import ValueCacheController
 
 SIGNS = {"minimize": -1.0, "maximize": 1.0}
@@ -57,9 +58,9 @@ def cache_after(model, inputs, tokens, method=None):
     settings = {"max_new_tokens": tokens.shape[1], "logits_processor": LogitsProcessorList([Forced(tokens)])}
     cache = DynamicCache(config=model.config.get_text_config())
     if method is None:
-        model.generate(**inputs, **settings, past_key_values=cache)
+        model.generate(**inputs, **settings, **{CACHE: cache})
         return cache.layers, None
-    _, loop = steer(model, method, **inputs, **settings, past_key_values=cache)
+    _, loop = steer(model, method, **inputs, **settings, **{CACHE: cache})
     return cache.layers, loop
 
 

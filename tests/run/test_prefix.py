@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.compiled import static_cache
 from lmms_eval_vreason.engines.hf.prefix import continued, copy_cache, prefill, prefix_bytes
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.journal.files import latest_samples, read_records
 from lmms_eval_vreason.run import shared_prefixes as prefix
 from lmms_eval_vreason.run.samples import Media, Sample, Settings
@@ -65,7 +66,7 @@ def test_rows_that_go_on_are_prompts_alone(model, starts, method, cache):
     for rows in ([1], [0, 1], [0, 1, 2, 3]):
         inputs = going_on(model, starts, rows)
         if cache == "static":
-            inputs["past_key_values"] = copy_cache(inputs["past_key_values"], static_cache(model, 200))
+            inputs[CACHE] = copy_cache(inputs[CACHE], static_cache(model, 200))
         together, loop = steer(model, method, **inputs, **SETTINGS)
         for place, row in enumerate(rows):
             alone, own = steer(model, method, **batch([QUESTIONS[row][1]]), **SETTINGS)

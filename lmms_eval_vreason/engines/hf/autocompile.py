@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.compiled import CACHE_STEP, static_cache
 from lmms_eval_vreason.engines.hf.generate import Generation
+from lmms_eval_vreason.engines.hf.upstream import CACHE, attention_name
 from lmms_eval_vreason.media.video import first_line
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
@@ -32,7 +33,7 @@ _TOLERANCE = 0.1
 def may_pay(model: PreTrainedModel, device: torch.device) -> bool:
     """Whether a trial makes sense: a whole model on one CUDA device, and attention that a static cache goes with."""
     whole = len(set(getattr(model, "hf_device_map", {}).values())) <= 1
-    return device.type == "cuda" and whole and "flash" not in model.config._attn_implementation
+    return device.type == "cuda" and whole and "flash" not in attention_name(model.config)
 
 
 class AutoCompile:
@@ -102,7 +103,7 @@ class AutoCompile:
         return self._run(compiled, inputs, _TOKENS, static_cache(self.model, longest)), reference
 
     def _run(self, method: VReason, inputs: Mapping[str, Any], tokens: int, cache: Any = None) -> Generation:
-        caches = {} if cache is None else {"past_key_values": cache}
+        caches = {} if cache is None else {CACHE: cache}
         length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
         return method.generate(self.model, **inputs, **caches, **length, do_sample=False)
 

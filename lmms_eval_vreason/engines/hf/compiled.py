@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
 from lmms_eval_vreason.engines.hf.steering import Steering
+from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, mark_dynamic
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.controller import Adam, moved_values, rounded, shift_gradient
 from lmms_eval_vreason.method.entropy import (
@@ -89,7 +90,7 @@ class GraphController:
         if self.noise is not None:
             packed.append(self.noise.tokens)
         for tensor in packed:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            mark_dynamic(tensor, 0)
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """As :meth:`ValueCacheController.gradient`."""
@@ -169,12 +170,12 @@ def due_step(
         "use_cache": True,
     }
     for decoder_layer in text_model.layers[:-1]:
-        hidden = decoder_layer(hidden, past_key_values=inputs["past_key_values"], **call)
+        hidden = decoder_layer(hidden, **{CACHE: inputs[CACHE]}, **call)
     # For the sake of the token's key and value, which it caches; all else it computes is dropped from the graph.
-    text_model.layers[-1](hidden, past_key_values=inputs["past_key_values"], **call)
+    text_model.layers[-1](hidden, **{CACHE: inputs[CACHE]}, **call)
 
     def tail(values: Tensor) -> Tensor:
-        last = text_model.layers[-1](hidden, past_key_values=_CachedTail(layer.keys, values), **call)
+        last = text_model.layers[-1](hidden, **{CACHE: _CachedTail(layer.keys, values)}, **call)
         return steering.head(text_model.norm(last))[:, -1]
 
     before = alpha = active = grad_norm = first = None
@@ -221,7 +222,7 @@ def static_cache(model: PreTrainedModel, tokens: int) -> StaticCache:
 def compiles(model: PreTrainedModel, method: VReason, model_kwargs: dict[str, Any], config: GenerationConfig) -> bool:
     """Whether this generation's steps are compiled: ``on``, or ``auto`` where transformers itself would compile."""
     if method.compile == "auto":
-        return model._valid_auto_compile_criteria(model_kwargs, config)
+        return compiles_by_itself(model, model_kwargs, config)
     return method.compile == "on"
 
 

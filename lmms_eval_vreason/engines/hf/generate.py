@@ -15,6 +15,7 @@ from lmms_eval_vreason.engines.hf.compiled import static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.prefix import copy_cache
 from lmms_eval_vreason.engines.hf.support import check_call, check_model
+from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
 
@@ -57,6 +58,7 @@ def generate(
             layers cannot be steered, more ``layers`` than the model has.
         TypeError: ``model`` is not a Qwen2.5-VL model.
     """
+    kwargs = renamed_cache(kwargs)
     check_model(model, method.layers)
     check_call(model, generation_config, kwargs)
     loop = DecodingLoop(method, streamer=streamer, generators=generators)
@@ -64,10 +66,10 @@ def generate(
         kwargs["streamer"] = streamer
     generation_config = copy.deepcopy(generation_config)
     _add_stop_strings(generation_config, tokenizer, kwargs)
-    given = kwargs.get("past_key_values")
+    given = kwargs.get(CACHE)
     if method.compile == "on" and not (given is not None and given.is_compileable):
         cache = static_cache(model, _longest(model, generation_config, kwargs))
-        kwargs["past_key_values"] = cache if given is None else copy_cache(given, cache)
+        kwargs[CACHE] = cache if given is None else copy_cache(given, cache)
     with frozen(model):
         sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
 
 from lmms_eval_vreason.engines.hf.compiled import DueStep, GraphController, compiled_steps, compiles
 from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs, noting_call, tail_mask
 from lmms_eval_vreason.engines.hf.support import check_cache
+from lmms_eval_vreason.engines.hf.upstream import CACHE, attention_name, next_model_kwargs, prefill
+from lmms_eval_vreason.engines.hf.upstream import pad_token as pad_token_of
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import POLICIES, entropy_of, log_probabilities
 from lmms_eval_vreason.method.pruning import prune_video_tokens
@@ -58,7 +59,7 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         self._start(input_ids, generation_config)
-        pad_token = generation_config._pad_token_tensor if _has_end_token(stopping_criteria) else None
+        pad_token = pad_token_of(generation_config) if _has_end_token(stopping_criteria) else None
         unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         lengths = torch.zeros_like(unfinished, dtype=torch.long)
         started = time.perf_counter()
@@ -71,7 +72,7 @@ class DecodingLoop:
             self._compiled_forward, self._compiled_due_step = compiled_steps(model, self.method, generation_config)
             if model_kwargs.get("attention_mask") is None:
                 # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
-                cached = int(cache.past_key_values.get_seq_length())
+                cached = int(cache.get_seq_length())
                 model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], cached)
             if self.steering is not None and self._compiled_due_step is not None:
                 self._graph_controller = GraphController(self.steering)
@@ -83,7 +84,7 @@ class DecodingLoop:
             if token > 0:
                 inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
                 logits = self._decode(model, inputs, token, unfinished)
-            model_kwargs = model._update_model_kwargs_for_generation(cache, model_kwargs)
+            model_kwargs = next_model_kwargs(model, cache, model_kwargs)
             # A copy in float32, as transformers makes it: processors may write into it.
             scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
             del logits
@@ -123,16 +124,16 @@ class DecodingLoop:
         input_ids: Tensor,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-    ) -> tuple[Tensor, ModelOutput]:
+    ) -> tuple[Tensor, Cache]:
         """Runs the prompt, prunes (Lite) and attaches the controllers. Changes ``model_kwargs`` when it prunes.
 
         Returns:
-            The logits to choose the first token from, and the cache, as transformers' bookkeeping wants it.
+            The logits to choose the first token from, and the cache.
         """
         method, tail = self.method, TailInputs()
         with _noting_prefill(model, method, tail):
-            outputs = model._prefill(input_ids, generation_config, model_kwargs)
-        cache, attention_mask = outputs.past_key_values, model_kwargs.get("attention_mask")
+            outputs = prefill(model, input_ids, generation_config, model_kwargs)
+        cache, attention_mask = outputs[CACHE], model_kwargs.get("attention_mask")
         check_cache(cache)
         video_mask = input_ids == model.config.video_token_id
         if method.prune_ratio > 0 and video_mask.any():
@@ -144,11 +145,11 @@ class DecodingLoop:
         if method.steers and any(self._video_tokens):
             self.steering = Steering(model, method, cache, video_mask)
             if method.first_token:
-                kind = model.config._attn_implementation
+                kind = attention_name(model.config)
                 tail.kwargs["attention_mask"] = tail_mask(attention_mask, cache.layers[-1], kind)
         due = self.steering is not None and method.first_token
         logits = self._steer(0, outputs.logits[:, -1], tail if due else None)
-        return logits, BaseModelOutputWithPast(past_key_values=cache)
+        return logits, cache
 
     def _decode(self, model: PreTrainedModel, inputs: dict[str, Any], token: int, unfinished: Tensor) -> Tensor:
         """One token's forward over the cache; the logits to choose the next token from."""

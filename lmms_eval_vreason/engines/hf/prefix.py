@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from lmms_eval_vreason.engines.hf.upstream import CACHE
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -40,7 +42,7 @@ def prefill(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
     inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
     position_ids, _ = model.model.get_rope_index(**inputs)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    model(**inputs, position_ids=position_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(**inputs, position_ids=position_ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
     return Prefix(inputs["input_ids"][0], position_ids[:, 0], keys, values)
 
@@ -64,8 +66,8 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
         suffixes: (tokens,) each, at least one token, text only.
 
     Returns:
-        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens) and past_key_values, which holds the
-        prefixes' columns.
+        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens) and the cache, which holds the prefixes'
+        columns.
     """
     if not all(len(suffix) for suffix in suffixes):
         raise ValueError("a prompt ends with its shared prefix: at least one token must follow it")
@@ -91,7 +93,7 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "position_ids": position_ids,
-        "past_key_values": _cache(model, prefixes, longest),
+        CACHE: _cache(model, prefixes, longest),
     }
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes.architecture import (
     Sizes,
@@ -100,7 +101,7 @@ class Learner:
         embeds = embeds.masked_scatter(at_video[..., None], video)
         prefix = core.language_model(
             inputs_embeds=embeds, position_ids=self.positions.expand(3, clips, -1), use_cache=True
-        ).past_key_values
+        )[CACHE]
         sums = [self._group_loss(prefix, segments) for segments in batch.groups]
         loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
         return loss + naming * self._naming_loss(video, batch.names) if naming else loss
@@ -112,7 +113,7 @@ class Learner:
         tokens = segments.ids.shape[1]
         positions = self.positions.max() + 1 + segments.gap[:, None] + torch.arange(tokens)
         hidden = self.model.model.language_model(
-            input_ids=segments.ids, past_key_values=cache, position_ids=positions.expand(3, -1, -1), use_cache=True
+            input_ids=segments.ids, **{CACHE: cache}, position_ids=positions.expand(3, -1, -1), use_cache=True
         ).last_hidden_state
         return _losses(hidden, self.model.lm_head, segments)
 

@@ -1,0 +1,55 @@
+"""All that transformers and torch keep private or have renamed, as far as this engine uses it. Nothing else does.
+
+Read in transformers 5.17.0, 5.20.2 and 5.24.0, and torch 2.11 to 2.14. What is private may change in any release: mend
+it here.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
+
+_CACHE_NAMES = ("cache", "past_key_values")
+# What models, their layers and outputs call the cache: `past_key_values` in 5.17 and 5.20, `cache` in 5.24.
+CACHE: str = next(name for name in _CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
+
+
+def renamed_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``kwargs`` in which the cache has this version's name, whichever of both it came under."""
+    return {CACHE if name in _CACHE_NAMES else name: value for name, value in kwargs.items()}
+
+
+def prefill(
+    model: PreTrainedModel, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> ModelOutput:
+    """The model's forward over the prompt. ``GenerationMixin._prefill``, seen in 5.17, 5.20, 5.24."""
+    return model._prefill(input_ids, config, model_kwargs)
+
+
+def next_model_kwargs(model: PreTrainedModel, cache: Cache, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``model_kwargs`` for the token after this one. ``_update_model_kwargs_for_generation``: 5.17, 5.20, 5.24."""
+    return model._update_model_kwargs_for_generation(BaseModelOutputWithPast(**{CACHE: cache}), model_kwargs)
+
+
+def compiles_by_itself(model: PreTrainedModel, model_kwargs: dict[str, Any], config: GenerationConfig) -> bool:
+    """Whether transformers would compile this generation. ``_valid_auto_compile_criteria``: 5.17, 5.20, 5.24."""
+    return model._valid_auto_compile_criteria(model_kwargs, config)
+
+
+def pad_token(config: GenerationConfig) -> Tensor:
+    """The padding token as ``generate`` has prepared it. ``_pad_token_tensor``: 5.17, 5.20, 5.24."""
+    return config._pad_token_tensor
+
+
+def attention_name(config: PreTrainedConfig) -> str:
+    """``sdpa``, ``eager``, ``flash_attention_2``, … ``_attn_implementation``: 5.17, 5.20, 5.24."""
+    return config._attn_implementation
+
+
+def mark_dynamic(tensor: Tensor, dimension: int) -> None:
+    """Tells torch.compile that this size differs from call to call. ``maybe_mark_dynamic``: torch 2.11 to 2.14."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
