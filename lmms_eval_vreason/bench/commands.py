@@ -52,7 +52,8 @@ def add_commands(subparsers: "Subparsers") -> None:
         "or, with --end-to-end, whole runs of lmms-eval's command beside its own qwen2_5_vl class.",
     )
     bench.set_defaults(run=_bench)
-    add, count = bench.add_argument, {"type": _positive, "metavar": "N"}
+    add = bench.add_argument
+    count: dict[str, Any] = {"type": _positive, "metavar": "N"}
     shapes, dtypes = ("tiny", "narrow", "medium", "3b", "7b", "32b", "72b"), ("float32", "bfloat16", "float16")
     add("--end-to-end", action="store_true", help="measure whole runs of lmms-eval's command")
     add("--shape", choices=shapes, help="the model's shape (medium; end to end narrow)")
