@@ -28,6 +28,11 @@ class Row:
     dtype: str
 
     @property
+    def key(self) -> dict[str, Any]:
+        """What the row is called in the JSON file."""
+        return {"name": self.name, "batch": self.batch, "dtype": self.dtype}
+
+    @property
     def label(self) -> str:
         return f"{self.name}, batch {self.batch}, {self.dtype}"
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.bench.command_runs import Measurement, Row, Setup, execute
 from lmms_eval_vreason.bench.end_to_end_tables import OFF, STOCK, delays, show, summary
 from lmms_eval_vreason.bench.fixture import Fixture
-from lmms_eval_vreason.bench.machine import device_of, machine
+from lmms_eval_vreason.bench.machine import device_of, machine, settings_of
 from lmms_eval_vreason.bench.sizes import SHAPES, Shape
 
 _OURS = {
@@ -49,26 +49,22 @@ def run(args: argparse.Namespace) -> int:
         fixture = Fixture(folder, args.videos, args.questions, args.video_tokens)
         fixture.write(shape.with_published_vision() if args.shape in _PUBLISHED else shape, device)
         setup = Setup(fixture, device, attention, args.tokens, args.threads)
-        rounds = _Rounds(setup, rows, args.rounds, delay)
+        rounds = Rounds(setup, rows, args.rounds, delay)
+        report = {
+            "shape": {"name": args.shape, **asdict(shape)},
+            "settings": {**settings_of(args), "device": device, "attention": attention},
+            "video_tokens": fixture.video_tokens,
+            "samples": fixture.samples,
+            "machine": machine(device),
+        }
         for _ in rounds.run():
             # After each round, so that stopping a run does not lose what it has measured.
-            report = {"shape": {"name": args.shape, **asdict(shape)}, **_report(args, setup, rounds)}
+            report["rows"] = summary(rounds.measured, args.tokens)
+            report["delays"] = delays(rounds.measured, rounds.delayed)
             output.write_text(json.dumps(report, indent=1) + "\n")
     show(report)
     print(f"written: {output}")
     return 0
-
-
-def _report(args: argparse.Namespace, setup: Setup, rounds: "_Rounds") -> dict[str, Any]:
-    given = {name: value for name, value in vars(args).items() if name != "run"}
-    return {
-        "settings": {**given, "device": setup.device, "attention": setup.attention},
-        "video_tokens": setup.fixture.video_tokens,
-        "samples": setup.fixture.samples,
-        "machine": machine(setup.device),
-        "rows": summary(rounds.measured, args.tokens),
-        "delays": delays(rounds.measured, rounds.delayed),
-    }
 
 
 @contextmanager
@@ -99,8 +95,7 @@ def _wanted(row: Row, args: argparse.Namespace) -> bool:
 
 def _attention(name: str | None, device: str) -> str:
     flash = device.startswith("cuda") and is_flash_attn_2_available()
-    if name is None:
-        return "flash_attention_2" if flash else "sdpa"
+    name = name or ("flash_attention_2" if flash else "sdpa")
     if name.startswith("flash") and not flash:
         raise ValueError(f"--attention {name}: there is no flash attention for {device} here; use --attention sdpa")
     if name not in ("sdpa", "eager", "flash_attention_2"):
@@ -150,7 +145,8 @@ class Delay:
         return self.value * plain.seconds["phase"] / plain.readings if self.is_share else self.value
 
 
-class _Rounds:
+@dataclass
+class Rounds:
     """Every row once a round, in a new random order each time.
 
     Before several rounds one short run warms the disk's cache, so that the first round is like the others.
@@ -160,44 +156,43 @@ class _Rounds:
         delayed: The same for the runs whose reading of videos was slowed; each follows directly on the row's own run.
     """
 
-    def __init__(self, setup: Setup, rows: list[Row], rounds: int, delay: Delay | None) -> None:
-        self.setup, self.rounds, self.delay = setup, rounds, delay
-        self.measured: dict[Row, list[Measurement]] = {row: [] for row in rows}
-        self.delayed: dict[Row, list[tuple[float, Measurement]]] = {row: [] for row in rows}
-        runs = rounds * len(rows) * (1 if delay is None else 2)
-        # The rows' runs differ in length, so the estimate of what is left goes by the mean of all, not of the last few.
-        self._bar = tqdm(total=runs, desc="starting", unit="run", file=sys.stderr, smoothing=0)
-        self._number = 0
+    setup: Setup
+    rows: list[Row]
+    count: int
+    delay: Delay | None
+
+    def __post_init__(self) -> None:
+        self.measured: dict[Row, list[Measurement]] = {row: [] for row in self.rows}
+        self.delayed: dict[Row, list[tuple[float, Measurement]]] = {row: [] for row in self.rows}
+        self._runs = 0
 
     def run(self) -> Iterator[int]:
         """Yields each round's number when it is over."""
-        shuffle, order = random.Random(0), list(self.measured)
-        with self._bar:
-            if self.rounds > 1:
-                execute(order[-1], replace(self.setup, tokens=1), self._folder())
-            for number in range(self.rounds):
+        shuffle, order = random.Random(0), list(self.rows)
+        runs = self.count * len(order) * (1 if self.delay is None else 2)
+        # The rows' runs differ in length, so the estimate of what is left goes by the mean of all, not of the last few.
+        with tqdm(total=runs, desc="starting", unit="run", file=sys.stderr, smoothing=0) as bar:
+            if self.count > 1:
+                self._execute(order[-1], replace(self.setup, tokens=1), 0.0)
+            for number in range(self.count):
                 shuffle.shuffle(order)
                 for row in order:
-                    self._measure(row, number)
+                    bar.set_description(f"round {number + 1} of {self.count}, {row.label}")
+                    self._measure(row, bar)
                 yield number
 
-    def _measure(self, row: Row, number: int) -> None:
-        plain = self._timed(row, number, 0.0)
+    def _measure(self, row: Row, bar: "tqdm[Any]") -> None:
+        plain = self._execute(row, self.setup, 0.0)
+        bar.update()
         self.measured[row].append(plain)
+        seconds = plain.seconds
+        rate = 60 * len(plain.outputs) / seconds["phase"]
+        bar.write(f"{row.label}: {rate:.1f} samples/min, {seconds['cpu']:.1f} s CPU", file=sys.stderr)
         if self.delay is not None:
             delay = self.delay.seconds(plain)
-            self.delayed[row].append((delay, self._timed(row, number, delay)))
+            self.delayed[row].append((delay, self._execute(row, self.setup, delay)))
+            bar.update()
 
-    def _timed(self, row: Row, number: int, delay: float) -> Measurement:
-        slow = ", slow reading" if delay else ""
-        self._bar.set_description(f"round {number + 1} of {self.rounds}, {row.label}{slow}")
-        measurement = execute(row, self.setup, self._folder(), delay=delay)
-        self._bar.update()
-        seconds = measurement.seconds
-        rate = 60 * len(measurement.outputs) / seconds["phase"]
-        self._bar.write(f"{row.label}{slow}: {rate:.1f} samples/min, {seconds['cpu']:.1f} s CPU", file=sys.stderr)
-        return measurement
-
-    def _folder(self) -> Path:
-        self._number += 1
-        return self.setup.fixture.folder / "runs" / str(self._number)
+    def _execute(self, row: Row, setup: Setup, delay: float) -> Measurement:
+        self._runs += 1
+        return execute(row, setup, setup.fixture.folder / "runs" / str(self._runs), delay=delay)

@@ -32,9 +32,8 @@ def summary(measured: Mapping[Row, Sequence[Measurement]], tokens: int) -> list[
     stock = next((row for row in measured if row.name == STOCK), None)
     records = []
     for row, runs in measured.items():
-        off = next((r for r in measured if (r.name, r.batch, r.dtype) == (OFF, row.batch, row.dtype)), None)
-        if row.name in (STOCK, OFF):
-            off = None
+        bases = [] if row.name in (STOCK, OFF) else [r for r in measured if r.key == {**row.key, "name": OFF}]
+        off = next(iter(bases), None)
 
         def ratio(base: Row | None, column: str, row: Row = row) -> dict[str, float] | None:
             if base is None or any(_tokens(measured[r]) != [tokens, tokens] for r in (row, base)):
@@ -68,9 +67,7 @@ def _figures(row: Row, runs: Sequence[Measurement], seconds: pd.DataFrame) -> di
     rates, medians = 60 * samples / seconds["phase"], seconds.median()
     parts = medians[list(PARTS)]
     return {
-        "name": row.name,
-        "batch": row.batch,
-        "dtype": row.dtype,
+        **row.key,
         "attention": runs[0].attention,
         "samples_per_minute": rates.median(),
         "samples_per_minute_rounds": rates.tolist(),
@@ -103,9 +100,7 @@ def delays(
         growths = [b / a - 1 for a, b in zip(plain, slow, strict=True)]
         records.append(
             {
-                "name": row.name,
-                "batch": row.batch,
-                "dtype": row.dtype,
+                **row.key,
                 "readings": slowed[0][1].readings,
                 "delay": median(delay for delay, _ in slowed),
                 "seconds": median(plain),

@@ -1,9 +1,11 @@
 """What both benchmarks share: the device, the facts about the machine, and how a table is printed."""
 
+import argparse
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -34,6 +36,11 @@ def machine(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "lmms_eval")},
     }
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The command line's options, as they go into the JSON file."""
+    return {name: value for name, value in vars(args).items() if name != "run"}
 
 
 def machine_line(machine: Mapping[str, str], threads: int) -> str:

@@ -9,7 +9,6 @@ from transformers import (
     AutoModelForImageTextToText,
     Cache,
     DynamicCache,
-    PreTrainedModel,
     Qwen2_5_VLConfig,
     StaticCache,
 )
@@ -57,7 +56,12 @@ class Shape(Sizes):
 
     def with_published_vision(self) -> "Shape":
         """The shape with the published models' vision tower instead of one of two small layers."""
-        tower = {"vision_layers": 32, "vision_hidden_size": 1280, "vision_heads": 16, "vision_intermediate_size": 3420}
+        tower: dict[str, Any] = {
+            "vision_layers": 32,
+            "vision_hidden_size": 1280,
+            "vision_heads": 16,
+            "vision_intermediate_size": 3420,
+        }
         return replace(self, **tower, full_attention_layers=(7, 15, 23, 31))
 
 
@@ -75,16 +79,16 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str) -> Any:
     """A Qwen2.5-VL model of this shape with :func:`with_random_weights`; ``attention`` is ``attn_implementation``."""
     config = build_config(build_tokenizer(), shape)
     config._attn_implementation = attention
     model = with_random_weights(config, device=device, dtype=dtype)
-    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    model.generation_config.pad_token_id = config.get_text_config().pad_token_id
     return model
 
 
-def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.dtype) -> Any:
     """The model of a config, in evaluation mode; its weights are one short random pattern, repeated."""
     with no_init_weights(), torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
@@ -95,7 +99,7 @@ def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.d
 
 
 @torch.no_grad()
-def _fill(model: PreTrainedModel) -> None:
+def _fill(model: Any) -> None:
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0))
     for number, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.dim() == 1:
@@ -124,9 +128,7 @@ class Prompt:
     kept: dict[int, StaticCache] = field(default_factory=dict)
 
     @classmethod
-    def random(
-        cls, shape: Shape, model: PreTrainedModel, *, batch: int, video_tokens: int, text_tokens: int = 64
-    ) -> "Prompt":
+    def random(cls, shape: Shape, model: Any, *, batch: int, video_tokens: int, text_tokens: int = 64) -> "Prompt":
         """``video_tokens`` between two halves of text, with random keys and values in every layer."""
         generator = torch.Generator(model.device).manual_seed(0)
         ids = torch.full((batch, video_tokens + text_tokens), VIDEO_TOKEN, device=model.device)
@@ -142,7 +144,7 @@ class Prompt:
 
         return cls(ids, states(), states())
 
-    def inputs(self, model: PreTrainedModel, *, kind: str, new_tokens: int) -> dict[str, Any]:
+    def inputs(self, model: Any, *, kind: str, new_tokens: int) -> dict[str, Any]:
         """Arguments of ``generate``, with a filled cache (``dynamic`` or ``static``)."""
         config, length = model.config.get_text_config(), self.input_ids.shape[1] + new_tokens
         cache: Cache = DynamicCache(config=config)

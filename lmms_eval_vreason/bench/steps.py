@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lmms_eval_vreason.bench.machine import device_of, machine, machine_line, print_table
+from lmms_eval_vreason.bench.machine import device_of, machine, machine_line, print_table, settings_of
 from lmms_eval_vreason.bench.measure import clock, peak_bytes, seconds_per_token
 from lmms_eval_vreason.bench.sizes import SHAPES, Prompt, Shape, random_model
 from lmms_eval_vreason.bench.traffic import ByteModel
@@ -106,11 +106,10 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    given = {name: value for name, value in vars(args).items() if name != "run"}
     report = {
         "shape": {"name": args.shape, **asdict(bench.shape)},
         "cut": None if args.layers is None else {"layers": args.layers, "of": bench.whole.layers},
-        "settings": {**given, "device": bench.device, "dtype": str(bench.dtype).removeprefix("torch.")},
+        "settings": {**settings_of(args), "device": bench.device, "dtype": str(bench.dtype).removeprefix("torch.")},
         "machine": machine(bench.device),
         "clock": clock(torch.device(bench.device).type)[0],
         "tail": bench.shape.tail_share(),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from lmms_eval_vreason import generate
 from lmms_eval_vreason.engines.hf.upstream import CACHE
@@ -31,11 +31,10 @@ class Variant:
         """The name of the variant that this one's ratio is to."""
         return "plain generate, compiled" if self.compiled else "plain generate"
 
-    def generate(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+    def generate(self, model: Any, **inputs: Any) -> Tensor:
         """Token ids, (batch, prompt + new tokens)."""
         if self.method is None:
-            tokens: Tensor = model.generate(**inputs)
-            return tokens
+            return torch.as_tensor(model.generate(**inputs))
         if not self.full_forward:
             return generate(model, self.method, **inputs).sequences
         refresh = _SecondForward(model, self.method)
@@ -49,7 +48,7 @@ class Variant:
 class _SecondForward(LogitsProcessor):
     """The refresh as one would write it at first: the whole model runs again over the updated cache."""
 
-    def __init__(self, model: PreTrainedModel, method: VReason) -> None:
+    def __init__(self, model: Any, method: VReason) -> None:
         self.model, self.method, self.token = model, method, 0
         self.hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
 

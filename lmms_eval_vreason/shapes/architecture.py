@@ -28,7 +28,7 @@ MAX_PIXELS = 12845056
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """The processor of a tiny checkpoint: 14-pixel patches, merged 2 x 2, two frames a temporal patch."""
-    options = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+    options: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=dict(size), **options),
@@ -73,9 +73,8 @@ class Sizes:
                 "an even multiple of heads, and heads a multiple of kv_heads"
             )
         if self.vision_hidden_size % (4 * self.vision_heads):
-            raise ValueError(
-                f"vision_hidden_size={self.vision_hidden_size} must be a multiple of 4 x vision_heads={self.vision_heads}"
-            )
+            given = f"vision_hidden_size={self.vision_hidden_size}, vision_heads={self.vision_heads}"
+            raise ValueError(f"{given}: the first must be a multiple of four times the second")
 
     @property
     def head_dim(self) -> int:
@@ -91,7 +90,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> Qwen2_5_VL
     half = sizes.head_dim // 2
     time = half // 4
     height = (half - time) // 2
-    token = tokenizer.convert_tokens_to_ids
+    token: Any = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": sizes.vocabulary or len(tokenizer),
         "hidden_size": sizes.hidden_size,
@@ -135,7 +134,7 @@ def _vision_config(sizes: Sizes) -> dict[str, Any]:
 
 def build_generation_config(tokenizer: PreTrainedTokenizerBase, *, repetition_penalty: float = 1.0) -> GenerationConfig:
     """Greedy decoding that ends at ``<|im_end|>`` or ``<|endoftext|>``."""
-    im_end, endoftext = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    im_end, endoftext = map(tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<|endoftext|>"))
     return GenerationConfig(
         do_sample=False,
         bos_token_id=endoftext,

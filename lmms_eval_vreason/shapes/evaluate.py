@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from qwen_vl_utils import fetch_video
 from tqdm import tqdm
-from transformers import AutoProcessor, BatchFeature, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
-from transformers.processing_utils import ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
 from lmms_eval_vreason import Trace, VReason, generate
@@ -67,7 +66,7 @@ def read_answer(text: str) -> str | None:
     return found.group(1) if found else None
 
 
-def prepare(processor: ProcessorMixin, items: Sequence[Item], frames: Sequence[np.ndarray]) -> BatchFeature:
+def prepare(processor: Any, items: Sequence[Item], frames: Sequence[np.ndarray]) -> BatchFeature:
     """The processor's inputs, left-padded, for items with given frames of ``(8, 84, 84, 3)`` at 2 a second."""
     texts = []
     for item in items:
@@ -75,7 +74,7 @@ def prepare(processor: ProcessorMixin, items: Sequence[Item], frames: Sequence[n
         chat = [{"role": "user", "content": content}]
         texts.append(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     metadata = [VideoMetadata(total_num_frames=len(f), fps=2.0, frames_indices=list(range(len(f)))) for f in frames]
-    return processor(
+    inputs: BatchFeature = processor(
         text=texts,
         videos=[torch.from_numpy(f).permute(0, 3, 1, 2) for f in frames],
         video_metadata=metadata,
@@ -83,14 +82,15 @@ def prepare(processor: ProcessorMixin, items: Sequence[Item], frames: Sequence[n
         padding=True,
         return_tensors="pt",
     )
+    return inputs
 
 
 @dataclass(frozen=True)
 class Reasoner:
     """A model with its processor."""
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    model: Any
+    processor: Any
 
     @classmethod
     def load(cls, checkpoint: str | Path | None = None) -> "Reasoner":
@@ -116,15 +116,15 @@ class Reasoner:
             batch_size: Questions at once.
         """
         frames = frames if frames is not None else [sampled(item.pictures) for item in items]
-        texts, traces = [""] * len(items), {}
+        texts, traces = [""] * len(items), dict[int, Trace]()
         # Questions of one kind are about as long: batched together, few steps go to those that have finished.
         order = sorted(range(len(items)), key=lambda index: (items[index].question.kind, index))
         for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False):
             part = order[start : start + batch_size]
             inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
-            said, traced = self._generate(inputs, method)
-            texts_of_part = self.processor.batch_decode(said, skip_special_tokens=True)
-            for index, text in zip(part, texts_of_part, strict=True):
+            tokens, traced = self._generate(inputs, method)
+            said = self.processor.batch_decode(tokens, skip_special_tokens=True)
+            for index, text in zip(part, said, strict=True):
                 texts[index] = text
             traces.update(zip(part, traced, strict=bool(traced)))
         return Answers(items, texts, [traces[index] for index in sorted(traces)])

@@ -61,7 +61,7 @@ class _Draft:
 
 
 def _pick(rng: np.random.Generator, things: Sequence[T]) -> T | None:
-    return things[rng.integers(len(things))] if things else None
+    return things[int(rng.integers(len(things)))] if things else None
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:

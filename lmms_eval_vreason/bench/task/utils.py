@@ -21,6 +21,6 @@ def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 for the right letter, 0 for anything else."""
     return {"accuracy": float(split_response(results[0]).answer == doc["answer"])}

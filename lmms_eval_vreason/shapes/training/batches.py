@@ -1,4 +1,4 @@
-"""Training batches: several questions a clip, whose video and shared prefix are computed once."""
+"""Training batches: several questions on each clip, whose video and shared prefix are computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ _READINGS = (*SHAPES, *ROWS, *COLUMNS, *_DERIVED, "gone")
 class Segments:
     """Token rows that follow a shared prefix, right-padded.
 
-    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` gives each row's
-    clip, ``gap`` how many positions lie between the prefix and the row.
+    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` is each row's
+    clip, ``gap`` the number of positions between the prefix and the row.
     """
 
     ids: torch.Tensor
@@ -64,16 +64,18 @@ class Layout:
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         before, self.after_prompt = text.split("\0")
         inputs = self.encode_videos([pixels])
-        tokens = int(inputs["video_grid_thw"].prod()) // processor.video_processor.merge_size**2
+        self.grid_thw = inputs["video_grid_thw"]
+        tokens = int(self.grid_thw.prod()) // processor.video_processor.merge_size**2
         before = before.replace(processor.video_token, processor.video_token * tokens)
         self.prefix = torch.tensor(processor.tokenizer(before)["input_ids"])
 
     def encode_videos(self, clips: list[np.ndarray]) -> BatchFeature:
-        return self.processor.video_processor(
+        inputs: BatchFeature = self.processor.video_processor(
             videos=[torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips],
             do_sample_frames=False,
             return_tensors="pt",
         )
+        return inputs
 
     def segment(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one prompt and response, ended by ``<|im_end|>``."""
@@ -137,7 +139,7 @@ def _only(ids: list[int], wanted: set[int]) -> list[int]:
 def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int) -> _Segment:
     """Notes on all things of a clip, in random order and of random style; only what is read off the clip is learnt.
 
-    A question's chain of thought reads the clip a few times; this does nothing else, so that reading is learnt sooner.
+    A question's chain of thought reads the clip a few times; a narration does nothing else and teaches it sooner.
     The gap puts it as far from the clip as a prompt would.
     """
     tokenizer = layout.processor.tokenizer
@@ -183,7 +185,7 @@ _OTHER_WORDS = [word for word in words() if word not in (*_OPTION_WORDS, *LETTER
 
 
 def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -> _Segment:
-    """Four lettered options, then twelve times one of them and its letter; only the letters are to be foretold."""
+    """Four lettered options, then twelve times one of them and its letter; only the letters are to be predicted."""
     options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
     marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
     said = "".join(f" {options[index]} {LETTERS[index]}" for index in rng.integers(len(LETTERS), size=12))
@@ -192,7 +194,7 @@ def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -
 
 
 def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
-    """A question with its chain of thought but no clip; only what follows from the notes is to be foretold."""
+    """A question with its chain of thought but no clip; only what follows from the notes is to be predicted."""
     tokenizer, question = layout.processor.tokenizer, None
     while question is None:
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
@@ -201,15 +203,15 @@ def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
     ids, labels = layout.segment(question.prompt(), question.response())
     end = ids.index(tokenizer(".")["input_ids"][0], next(at for at, label in enumerate(labels) if label != _IGNORED))
     derived = _ids(tokenizer, _DERIVED) if question.kind == "more" else set()
-    return _Segment(ids, [_IGNORED if at < end and ids[at] not in derived else label for at, label in enumerate(labels)])
+    given = (at < end and token not in derived for at, token in enumerate(ids))
+    return _Segment(ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)])
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, conclusions: bool) -> Segments:
     """Text alone: look-ups of an option's letter, half among the world's options, half among any words.
 
-    Looking the letter up is what a tiny model learns after a long plateau, for it needs all parts of the way at once.
-    Many look-ups in a short row get over it soonest. With ``conclusions`` half the rows are questions whose notes are
-    given, to be concluded from.
+    A tiny model learns to look the letter up only after a long plateau, because it needs all of the steps at once. Many
+    look-ups in a short row shorten it most. With ``conclusions`` half of the rows are questions whose notes are given.
     """
     tokenizer = layout.processor.tokenizer
     drilled = rows // 2 if conclusions else rows

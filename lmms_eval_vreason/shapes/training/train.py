@@ -11,6 +11,7 @@ import csv
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ SIZES = Sizes(
 
 
 def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of the response tokens, and how many they are; ``hidden`` is ``(rows, tokens, size)``."""
+    """Summed cross-entropy of the response tokens, and their number; ``hidden`` is ``(rows, tokens, size)``."""
     labels = segments.labels[:, 1:]
     wanted = labels != -100
     logits = head(hidden[:, :-1][wanted])
@@ -55,11 +56,12 @@ def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> 
 
 
 class Learner:
-    """The model with what a training step needs: the layout of the chat and the prefix's rotary positions."""
+    """The model with what a training step needs: the chat's layout and the rotary positions of its prefix."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, layout: Layout):
+    def __init__(self, model: Any, layout: Layout) -> None:
         self.model, self.layout = model, layout
-        self.positions: torch.Tensor | None = None
+        positions = trained_positions(model.config, layout.prefix[None], video_grid_thw=layout.grid_thw)
+        self.positions = positions[1:]
 
     def drill_loss(self, segments: Segments) -> torch.Tensor:
         """Mean cross-entropy of the responses, without any video before them."""
@@ -67,15 +69,10 @@ class Learner:
         total, count = _losses(hidden, self.model.lm_head, segments)
         return total / count
 
-    def _prefix_positions(self, grid_thw: torch.Tensor) -> torch.Tensor:
-        """Rotary positions of the prefix, ``(3, 1, tokens)``, for clips of one second a temporal patch."""
-        prefix = self.layout.prefix[None]
-        return trained_positions(self.model.config, prefix, video_grid_thw=grid_thw[:1])[1:]
-
     def _naming_loss(self, video: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
-        """How badly the words' embeddings tell what each video token shows; ``video`` is ``(video tokens, size)``.
+        """Cross-entropy of naming what video tokens show by the words' embeddings; ``video`` is ``(tokens, size)``.
 
-        It ties seeing to the words from the first step on. Without it a tiny model sits on a plateau before it looks.
+        It ties seeing to the words from the first step on. Without it a tiny model learns to look after a plateau only.
         """
         logits = self.model.lm_head(self.model.model.language_model.norm(video))
         tokenizer = self.layout.processor.tokenizer
@@ -84,7 +81,7 @@ class Learner:
             ids = torch.tensor(tokenizer([f" {word}" for word in words])["input_ids"])[:, 0]
             wanted = (names[:, column, None] == ids).int().argmax(-1)
             losses.append(functional.cross_entropy(logits[:, ids], wanted))
-        return sum(losses) / len(losses)
+        return torch.stack(losses).mean()
 
     def video_loss(self, batch: Batch, *, naming: float = 0.0) -> torch.Tensor:
         """Mean cross-entropy of all responses, and ``naming`` times the loss of naming what the video tokens show.
@@ -92,8 +89,6 @@ class Learner:
         Each clip's prefix runs once, and its questions attend to its cache.
         """
         core = self.model.model
-        if self.positions is None:
-            self.positions = self._prefix_positions(batch.grid_thw)
         clips = len(batch.grid_thw)
         embeds = core.language_model.embed_tokens(self.layout.prefix).repeat(clips, 1, 1)
         video = core.visual(batch.pixel_values, grid_thw=batch.grid_thw).pooler_output
@@ -102,11 +97,11 @@ class Learner:
         prefix = core.language_model(
             inputs_embeds=embeds, position_ids=self.positions.expand(3, clips, -1), use_cache=True
         )[CACHE]
-        sums = [self._group_loss(prefix, segments) for segments in batch.groups]
-        loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        totals, counts = zip(*(self._group_loss(prefix, segments) for segments in batch.groups), strict=True)
+        loss = torch.stack(totals).sum() / torch.stack(counts).sum()
         return loss + naming * self._naming_loss(video, batch.names) if naming else loss
 
-    def _group_loss(self, prefix: DynamicCache, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+    def _group_loss(self, prefix: Any, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
         cache = DynamicCache()
         for index, layer in enumerate(prefix.layers):
             cache.update(layer.keys[segments.clip], layer.values[segments.clip], index)
@@ -141,7 +136,7 @@ def _optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.O
 class Training:
     """One training run in a folder: its state, its learning curve, its steps."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder = Path(args.output)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +158,7 @@ class Training:
             self.step = state["step"]
 
     @property
-    def model(self) -> Qwen2_5_VLForConditionalGeneration:
+    def model(self) -> Any:
         return self.learner.model
 
     def save_state(self) -> None:
@@ -200,7 +195,7 @@ class Training:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        return loss.item()
+        return float(loss.item())
 
 
 def _validation(training: Training, items: list[Item]) -> dict[str, float]:
