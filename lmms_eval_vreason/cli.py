@@ -8,11 +8,18 @@ from importlib import import_module
 from lmms_eval_vreason import __version__
 
 _ROOMS = (
+    "lmms_eval_vreason.adapter.commands",
+    "lmms_eval_vreason.environment",
     "lmms_eval_vreason.journal.commands",
     "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
 )
+# What a plain install may lack: the modules that each extra brings. `bench` is for the command of that name.
+EXTRAS = {
+    "report": frozenset(("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels")),
+    "bench": frozenset(("pandas", "tabulate", "tokenizers")),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,12 +33,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; a user's mistake (ValueError, OSError) is one line on stderr and exit code 2."""
+    """Runs one subcommand.
+
+    A user's mistake (ValueError, OSError) or a missing extra is one line on stderr and exit code 2.
+    """
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        code: int = args.run(args)
+        return code
     except BrokenPipeError:
         return 1
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        extra = "bench" if args.command == "bench" else "report"
+        if module not in EXTRAS[extra]:
+            raise
+        print(f"vreason: {module} is not installed: pip install 'lmms-eval-vreason[{extra}]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"vreason: {error}", file=sys.stderr)
         return 2

@@ -6,9 +6,13 @@ lmms-eval prints an exception of a model and exits with 0. SystemExit passes thr
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lmms_eval.utils import simple_parse_args_string
 
 import __main__
 
@@ -20,22 +24,61 @@ def runs_as_command() -> bool:
     return name.split(".")[0] in ("lmms_eval", "lmms-eval")
 
 
+def flag(*names: str) -> str | None:
+    """What follows one of lmms-eval's flags on its command line; None without it, or in another program."""
+    found = None
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True) if runs_as_command() else ():
+        name, equals, value = word.partition("=")
+        if name in names:
+            found = value if equals else following
+    return found
+
+
 def output_folder() -> Path | None:
     """lmms-eval's ``--output_path``, if this process is its command and has one."""
-    if not runs_as_command():
-        return None
-    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if argument == "--output_path" and following:
-            return Path(following)
-        if argument.startswith("--output_path="):
-            return Path(argument.partition("=")[2])
-    return None
+    return Path(given) if (given := flag("--output_path")) else None
 
 
 def has_response_cache() -> bool:
     """Whether this process is lmms-eval's command with ``--use_cache``: it may then hand a process no requests at all,
     without a call, so that others must not wait for it."""
-    return runs_as_command() and any(word.partition("=")[0] == "--use_cache" for word in sys.argv)
+    return flag("--use_cache") is not None
+
+
+def named_generation_settings() -> dict[str, Any]:
+    """What the user gave by name in ``--gen_kwargs``. lmms-eval mixes it with the task's own settings."""
+    return parse_pairs("--gen_kwargs", flag("--gen_kwargs") or "")
+
+
+def parse_pairs(name: str, text: str) -> dict[str, Any]:
+    """``a=1,b=two`` by lmms-eval's own rules.
+
+    Raises:
+        ValueError: A part without ``=``.
+    """
+    try:
+        return dict(simple_parse_args_string(text))
+    except ValueError as error:
+        raise ValueError(f"{name} {text!r}: write name=value, with commas between") from error
+
+
+def model_arguments(text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """``--model_args``, with the flags that lmms-eval passes on as arguments of the same names.
+
+    lmms-eval passes ``--batch_size 1`` on where the user gave none, so ``--model_args`` wins over what was not given.
+
+    Raises:
+        ValueError: Both were given, and they differ.
+    """
+    given = parse_pairs("--model_args", text)
+    for name, value in flags.items():
+        if value is None:
+            continue
+        said = flag(f"--{name}", *(["-b"] if name == "batch_size" else []))
+        if name in given and said is not None and said != str(given[name]):
+            raise ValueError(f"--model_args {name}={given[name]} and --{name} {said} contradict each other: give one")
+        given.setdefault(name, value)
+    return given
 
 
 @contextmanager
@@ -62,7 +105,7 @@ def terminable() -> Iterator[None]:
         yield
         return
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,5 +1,6 @@
 """The checkpoint: found, checked and loaded. Weights come from safetensors only, and no code from a checkpoint runs."""
 
+import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -10,14 +11,24 @@ import torch
 from accelerate import Accelerator
 from loguru import logger
 from packaging.version import Version
-from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
-from transformers.utils import is_flash_attn_2_available
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.adapter.options import ModelOptions
 from lmms_eval_vreason.journal.files import file_identity
+from lmms_eval_vreason.media.options import VideoOptions
+from lmms_eval_vreason.options import parse_group
 
+DEFAULTS_FILE = "vreason.json"
+_IDENTIFYING = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+_IF_PRESENT = {
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 # The range that the tests have run on; later versions get a warning, earlier ones an error.
-TESTED = {"transformers": ("5.17", "5.23"), "lmms_eval": ("0.7.3", "0.7.3")}
+TESTED = {"transformers": ("5.17", "5.24"), "lmms_eval": ("0.7.3", "0.7.3")}
 
 
 def check_environment() -> None:
@@ -45,12 +56,14 @@ class Checkpoint:
     Attributes:
         source: A folder, or a name on the hub.
         revision: The hub's revision that was asked for.
-        identity: What tells this checkpoint's weights from others: the hub's commit, or the files' sizes and times.
+        identity: What tells this checkpoint from others: the hub's commit, or its files' sizes and times of change.
+        video: Video options that it brings along, in place of the defaults (``vreason.json``).
     """
 
     source: str
     revision: str | None
     identity: list[Any]
+    video: dict[str, Any]
 
 
 def find_checkpoint(options: ModelOptions) -> Checkpoint:
@@ -77,14 +90,36 @@ def find_checkpoint(options: ModelOptions) -> Checkpoint:
             "one of its checkpoints, such as Qwen/Qwen2.5-VL-7B-Instruct"
         )
     folder = Path(source)
-    if folder.is_dir():
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise ValueError(f"pretrained={options.pretrained!r} holds no .safetensors weights: convert them first")
-        identity = [file_identity(str(path.resolve())) for path in weights]
+    if not folder.is_dir():
+        identity = [source, getattr(config, "_commit_hash", None) or options.revision]
+    elif list(folder.glob("*.safetensors")):
+        # Weights, and what else an answer depends on: configurations, tokenizer, chat template.
+        files = sorted(path for path in folder.iterdir() if path.suffix in _IDENTIFYING and path.name != DEFAULTS_FILE)
+        identity = [file_identity(str(path.resolve())) for path in files]
     else:
-        identity = [source, getattr(config, "_commit_hash", None)]
-    return Checkpoint(source, options.revision, identity)
+        raise ValueError(f"pretrained={options.pretrained!r} holds no .safetensors weights: convert them first")
+    return Checkpoint(source, options.revision, identity, video_defaults(source, options.revision))
+
+
+def video_defaults(source: str, revision: str | None) -> dict[str, Any]:
+    """The video options that a checkpoint brings along in its ``vreason.json``; empty without such a file.
+
+    Raises:
+        ValueError: The file holds something else, or a value that is not allowed.
+    """
+    path = cached_file(source, DEFAULTS_FILE, revision=revision, **_IF_PRESENT)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or set(content) != {"video"} or not isinstance(content["video"], dict):
+            raise ValueError('it must be {"video": {"fps": 2, …}}')
+        if unknown := sorted(set(content["video"]) - set(VideoOptions.model_fields)):
+            raise ValueError(f"unknown {', '.join(unknown)}: allowed are {', '.join(VideoOptions.model_fields)}")
+        parse_group(VideoOptions, content["video"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return dict(content["video"])
 
 
 def choose_device(options: ModelOptions, world_size: int) -> tuple[torch.device, Accelerator | None]:
@@ -125,7 +160,7 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> str:
     return options.dtype
 
 
-def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.device):
+def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.device) -> PreTrainedModel:
     """The model on its device(s), frozen and in evaluation mode.
 
     Raises:
@@ -136,9 +171,9 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
             f"attn_implementation={options.attn_implementation!r}: flash-attn is not installed for this device. "
             "Install it, or use attn_implementation=sdpa"
         )
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         checkpoint.source,
-        revision=checkpoint.revision,
+        revision=checkpoint.revision or "main",
         dtype=choose_dtype(options, device),
         attn_implementation=options.attn_implementation,
         device_map=options.device_map,
@@ -147,7 +182,8 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
     if options.device_map is None:
         model = model.to(device)
     check_placement(model)
-    return model.eval().requires_grad_(False)
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen
 
 
 def check_placement(model: torch.nn.Module) -> None:
@@ -165,8 +201,11 @@ def check_placement(model: torch.nn.Module) -> None:
         )
 
 
-def load_processor(checkpoint: Checkpoint):
+def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
     """The checkpoint's processor, padding on the left."""
-    processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
+    load: Any = AutoProcessor.from_pretrained
+    processor: ProcessorMixin = load(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
+    # Frames come at their size, and are not resized again. Left open, transformers warns of what resizing would do.
+    processor.video_processor.cap_pixels_per_frame = False
     return processor

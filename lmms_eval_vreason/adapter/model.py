@@ -1,19 +1,22 @@
-"""``qwen2_5_vl_vreason``, the lmms-eval model class: requests → samples → batches → completions → answers."""
+"""``qwen2_5_vl_vreason``, the lmms-eval model class: requests → samples → a run → answers."""
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
+from transformers import PreTrainedTokenizerBase
 
 from lmms_eval_vreason import __version__
-from lmms_eval_vreason.adapter.host import exit_on_failure, has_response_cache, output_folder, terminable
+from lmms_eval_vreason.adapter import host
 from lmms_eval_vreason.adapter.loading import (
     Checkpoint,
     check_environment,
@@ -23,7 +26,9 @@ from lmms_eval_vreason.adapter.loading import (
     load_model,
     load_processor,
 )
-from lmms_eval_vreason.adapter.options import Options, parse_options
+from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
+from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
+from lmms_eval_vreason.engines.hf.support import check_call, check_model
 from lmms_eval_vreason.journal.files import FOLDER, Journal, digest
 from lmms_eval_vreason.journal.summary import steering_line, steering_warning
 from lmms_eval_vreason.paths import cache_dir
@@ -33,39 +38,48 @@ from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.run import Run
 
 
-class Qwen2_5_VL_VReason(lmms):
+class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
     """Qwen2.5-VL under V-Reason, for every lmms-eval task that asks for text.
 
-    All ``--model_args`` are documented in the README and in :mod:`lmms_eval_vreason.adapter.options`; each is
-    checked before the model loads.
+    All ``--model_args`` are on the page ``docs/arguments.md``; each is checked before the model loads.
     """
 
     is_simple = False
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        with exit_on_failure():
-            self.options: Options = parse_options(arguments)
+        with host.exit_on_failure():
+            options = parse_options(arguments)
             check_environment()
-            checkpoint = find_checkpoint(self.options.model)
-            world_size = int(os.environ.get("WORLD_SIZE", 1))
-            self.device, self.accelerator = choose_device(self.options.model, world_size)
+            checkpoint = find_checkpoint(options.model)
+            self.options = with_video_defaults(options, checkpoint.video)
+            self.device, self.accelerator = choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
             if self.accelerator is not None:
                 self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-            dtype = choose_dtype(self.options.model, self.device)
-            self._run_settings = _run_settings(self.options, checkpoint, dtype)
+            self._identity = run_identity(self.options, checkpoint, choose_dtype(options.model, self.device))
             self._journal = self._open_journal()
-            self._model = load_model(checkpoint, self.options.model, self.device)
-            if self.options.model.device_map:
+            self._model = load_model(checkpoint, options.model, self.device)
+            check_model(self._model, options.method.layers)
+            if options.model.device_map:
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
-                self.device = self._model.get_input_embeddings().weight.device
+                self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
             self.processor = load_processor(checkpoint)
-            asked = self.options.model
-            self._batch_size = BatchSize(asked.batch_size, asked.max_batch_size, memory_of(self._model))
+            sizes = options.model.batch_size, options.model.max_batch_size
+            self._batch_size = BatchSize(*sizes, memory_of(self._model))
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
+    ) -> "Qwen2_5_VL_VReason":
+        """What lmms-eval's command calls. Unlike lmms-eval's own, takes ``batch_size`` in ``--model_args``."""
+        with host.exit_on_failure():
+            arguments = host.model_arguments(arg_string, additional_config or {})
+        return cls(**arguments)
 
     @property
-    def tokenizer(self):
-        return self.processor.tokenizer
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
+        return tokenizer
 
     @property
     def batch_size(self) -> int:
@@ -79,10 +93,23 @@ class Qwen2_5_VL_VReason(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers all requests, in their order; a finished one is in the journal before the next begins.
 
-        Of several processes each has to call it: they share the work, whoever's requests it is.
+        Each of several processes has to call it: they share the work, regardless of which one received a request.
         """
-        with exit_on_failure():
-            return self._generate_until(requests)
+        with host.exit_on_failure():
+            reading = self._check(requests)
+            samples = build_samples(requests, self.task_dict, reading)
+            generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
+            run = Run(generator, self.options, self._journal, self._identity, self._batch_size, self._team())
+            try:
+                with host.terminable():
+                    run.answer(samples)
+            except BaseException:
+                self._say_how_to_go_on(run)
+                raise
+            run.team.close()
+            if run.team.rank == 0:
+                self._sum_up(run)
+            return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
@@ -90,22 +117,25 @@ class Qwen2_5_VL_VReason(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
 
-    def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
-        run = Run(generator, self.options, self._journal, self._run_settings, self._batch_size, self._team())
-        try:
-            with terminable():
-                run.answer(requests, self.task_dict)
-        except BaseException:
-            self._say_how_to_go_on(run)
-            raise
-        run.team.close()
-        if run.team.rank == 0:
-            self._sum_up(run)
-        return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]
+    def _check(self, requests: list[Instance]) -> Reading:
+        """Looks at what holds for many samples, before the first video is read.
+
+        Raises:
+            ValueError: A generation setting that is unknown, out of range, or does not go with the method.
+        """
+        special = [token for token in self.tokenizer.all_special_tokens if token.startswith("<|")]
+        named = host.named_generation_settings()
+        reading = Reading(self.options.thinking, special, named)
+        settings = distinct_settings(requests, reading)
+        for each in settings:
+            generation_config(each.generation)
+            check_call(self._model, None, each.generation)
+        for line in overruled(named, settings, self.options.thinking) if self._rank == 0 else ():
+            logger.warning(line)
+        return reading
 
     def _team(self) -> Team:
-        if self._world_size == 1 or has_response_cache():
+        if self._world_size == 1 or host.has_response_cache():
             return Team.alone()
         return Team.connect(self._rank, self._world_size)
 
@@ -134,7 +164,7 @@ class Qwen2_5_VL_VReason(lmms):
         options, given = self.options, self.options.run.journal
         if given == "off":
             return None
-        run, output = digest(self._run_settings), output_folder()
+        run, output = digest(self._identity), host.output_folder()
         if given:
             folder = Path(given).expanduser()
         else:
@@ -145,24 +175,25 @@ class Qwen2_5_VL_VReason(lmms):
             "model_args": options.given,
             "checkpoint": options.model.pretrained,
             "method": asdict(options.method),
+            "video": options.video.changing_answers(),
+            "thinking": options.thinking.changing_answers(),
             "versions": {name: version(name) for name in ("torch", "transformers", "lmms_eval")},
             "device": str(self.device),
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)
 
 
-def _run_settings(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    """All that changes a sample's answer besides the sample itself, and nothing else."""
-    return {
-        "package": __version__,
-        "checkpoint": checkpoint.identity,
-        "dtype": dtype,
-        "attn_implementation": options.model.attn_implementation,
-        "method": asdict(options.method),
-        "thinking": {k: v for k, v in asdict(options.thinking).items() if k != "return_thinking"},
-        "video": {k: v for k, v in asdict(options.video).items() if k != "read_ahead"},
-    }
+def run_identity(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    """All that changes a sample's answer besides the sample itself, and nothing else: a run's part of the resume key.
+
+    Args:
+        dtype: The one in force.
+    """
+    identity = {"package": __version__, "checkpoint": checkpoint.identity, "dtype": dtype, **options.changing_answers()}
+    if options.model.positions == "transformers":
+        identity["positions"] = f"transformers {version('transformers')}"
+    return identity
 
 
 def _result(text: str, record: dict[str, Any] | None) -> GenerationResult:

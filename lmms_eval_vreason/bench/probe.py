@@ -79,6 +79,9 @@ def watch_reading(watches: Stopwatches, delay: float) -> None:
     """Watches the reading of videos, and how long the main thread waits for other threads' work."""
     from qwen_vl_utils import vision_process
 
+    from lmms_eval_vreason.media import frames
+
+    frames.read_video = watches.around(frames.read_video, "reading", delay=delay)
     vision_process.fetch_video = watches.around(vision_process.fetch_video, "reading", delay=delay)
     for name in ("result", "exception"):
         setattr(Future, name, watches.around(getattr(Future, name), "waiting"))

@@ -1,24 +1,21 @@
-"""From a response to a bare answer: pure functions on text, the same for every model.
+"""From a split response to a bare answer: pure functions, the same for every model.
 
-A response is split into its thinking and what follows. The answer is the first filled ``<answer>`` block after the
-thinking. Without one it is, in this order: the last statement of the form ``answer: B``; the text itself or its last
-line, where that is an answer and nothing more. A letter or number that a chain merely mentions is never an answer:
-such a response has none.
+In this order the answer is the last statement of the form ``answer: B``; the ``<answer>`` block, where there is one;
+the text itself or its last line, where that is an answer and nothing more. A letter or number that a chain merely
+mentions is never an answer: such a response has none.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
+
+from lmms_eval_vreason.prompts.split import Split
 
 T = TypeVar("T")
 
 SHORT_ANSWER_WORDS = 12  # an untagged line of more words is reasoning, not an answer
 
-_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_OPEN_BLOCK = re.compile(r"<answer>(?!.*</answer>)(.*)\Z", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _STATEMENT = re.compile(
     r"(?:\banswer|\b(?:correct|best|right|final)\s+(?:option|choice)|答案)[*_]*\s*"
     r"(?:(?:is|would be|should be|must be|是|为)[*_]*\s*:?|[:=])[*_]*\s*(?=([^\n]*))",
@@ -35,49 +32,17 @@ _YES_NO = re.compile(r"^(yes|no)\b(?!-|\s*(?:/|(?:or|and)\b))", re.IGNORECASE)
 _DASHES = str.maketrans({"−": "-", "–": "-", "﹣": "-", "⁄": "/"})
 
 
-@dataclass(frozen=True)
-class Response:
-    """A response taken apart.
-
-    Attributes:
-        thinking: the reasoning, tags removed; empty where nothing marks it.
-        answer: the text that may hold the answer; empty where the response ends inside its thinking.
-        tagged: whether ``<answer>`` marks that text.
-        cut: whether the response ends inside an open ``<think>`` or ``<answer>``, as one that ran out of tokens does.
-    """
-
-    thinking: str
-    answer: str
-    tagged: bool
-    cut: bool
-
-
-def split_response(text: str) -> Response:
-    """Takes a raw response apart; ``text`` may hold both tags, either or none, closed or not."""
-    lowered = text.lower()
-    end = lowered.rfind("</think>")
-    unclosed = end < 0 and "<think>" in lowered
-    before, rest = ("", text) if end < 0 else (text[:end], text[end + len("</think>") :])
-    block = next((found for found in _BLOCK.finditer(rest) if found[1].strip()), None) or _OPEN_BLOCK.search(rest)
-    if block is not None:
-        thinking = before + rest[: block.start()]
-        return Response(_untag(thinking), block[1].strip(), True, not block[0].lower().endswith("</answer>"))
-    if unclosed:
-        return Response(_untag(rest), "", False, True)
-    return Response(_untag(before), _untag(rest), False, False)
-
-
-def parse_choice(response: Response, options: Mapping[str, str]) -> str | None:
+def parse_choice(response: Split, options: Mapping[str, str]) -> str | None:
     """The chosen key of ``options`` (key → text, one character a key), or None. Two keys at once are no answer."""
     return _parse(response, lambda text, loose: _choice(text, options, loose))
 
 
-def parse_yes_no(response: Response) -> str | None:
+def parse_yes_no(response: Split) -> str | None:
     """``yes``, ``no`` or None."""
     return _parse(response, lambda text, loose: _yes_no(text))
 
 
-def parse_number(response: Response) -> float | None:
+def parse_number(response: Split) -> float | None:
     """A finite number, or None.
 
     Reads minus signs, fractions, thousands separators, decimal commas, units after the number, any script's digits.
@@ -87,7 +52,7 @@ def parse_number(response: Response) -> float | None:
     return _parse(response, _number)
 
 
-def parse_open(response: Response) -> str | None:
+def parse_open(response: Split) -> str | None:
     """A free answer as a string, its characters left as they are, or None."""
     return _parse(response, lambda text, loose: text if loose or _is_short(text) else None, fold=False)
 
@@ -99,15 +64,11 @@ def clean(text: str, fold: bool = True) -> str:
     return (boxed[-1] if boxed else text).strip(_WRAPPERS)
 
 
-def _untag(text: str) -> str:
-    return _TAG.sub("", text).strip()
-
-
 def _is_short(text: str) -> bool:
     return bool(text) and "\n" not in text and len(text.split()) <= SHORT_ANSWER_WORDS
 
 
-def _parse(response: Response, read: Callable[[str, bool], T | None], fold: bool = True) -> T | None:
+def _parse(response: Split, read: Callable[[str, bool], T | None], fold: bool = True) -> T | None:
     """Tries ``read(text, loose)`` where an answer may stand; ``loose`` tells that the text is marked as the answer."""
     text = clean(response.answer, fold)
     if not text:

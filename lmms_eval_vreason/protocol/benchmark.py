@@ -4,15 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmms_eval_vreason.protocol.answers import (
-    Response,
-    parse_choice,
-    parse_number,
-    parse_open,
-    parse_yes_no,
-    split_response,
-)
-from lmms_eval_vreason.protocol.templates import Template, cot_template, direct_template
+from lmms_eval_vreason.prompts.split import Split, split
+from lmms_eval_vreason.protocol.answers import parse_choice, parse_number, parse_open, parse_yes_no
+from lmms_eval_vreason.protocol.prompt_templates import Template, cot_template, direct_template
 
 Doc = Mapping[str, Any]
 
@@ -49,7 +43,7 @@ class Benchmark:
     name: str
     question: Callable[[Doc], Question]
     score: Callable[[Doc, str], float]
-    parse: Callable[[Response, Question], str | None] | None = None
+    parse: Callable[[Split, Question], str | None] | None = None
     pooled: bool = False
 
     def doc_to_text(self, doc: Doc, lmms_eval_specific_kwargs: dict | None = None) -> str:
@@ -74,7 +68,7 @@ class Benchmark:
 
     def _figures(self, doc: Doc, text: str, template: Template) -> dict[str, dict]:
         question = self.question(doc)
-        response = split_response(text)
+        response = split(text)
         answer = (self.parse or parse_answer)(response, question)
         score = 0.0 if answer is None else float(self.score(doc, answer))
         shared = {"video": question.video, "benchmark": self.name, "pooled": self.pooled}
@@ -87,7 +81,7 @@ class Benchmark:
         }
 
 
-def parse_answer(response: Response, question: Question) -> str | None:
+def parse_answer(response: Split, question: Question) -> str | None:
     """The bare answer by the question's type; a number in plain decimal digits."""
     if question.kind == "number":
         number = parse_number(response)

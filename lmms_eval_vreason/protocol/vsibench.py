@@ -1,6 +1,6 @@
 """VSI-Bench in two columns: multiple choice by accuracy, numbers by mean relative accuracy."""
 
-from lmms_eval_vreason.protocol.answers import Response
+from lmms_eval_vreason.prompts.split import Split
 from lmms_eval_vreason.protocol.benchmark import (
     Benchmark,
     Doc,
@@ -35,7 +35,7 @@ def question(doc: Doc) -> Question:
     return Question(with_options(doc["question"], options), "choice", video, options)
 
 
-def parse(response: Response, question: Question) -> str | None:
+def parse(response: Split, question: Question) -> str | None:
     answer = parse_answer(response, question)
     if answer is None and question.kind == "number":
         words = response.answer

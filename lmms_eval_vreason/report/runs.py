@@ -16,7 +16,7 @@ from lmms_eval_vreason.report import journals
 from lmms_eval_vreason.report.catalogue import benchmark_of, part_of
 from lmms_eval_vreason.report.folders import SamplesFile, find_samples, parse_run
 from lmms_eval_vreason.report.reading import read_json, read_json_lines
-from lmms_eval_vreason.report.scores import answer_of, score_of, unfinished, video_of
+from lmms_eval_vreason.report.scores import answer_of, score_of, scored_with_tags, unfinished, video_of
 
 KEY = ["row", "part", "doc_id"]
 _COLUMNS = (
@@ -111,7 +111,7 @@ def _read_samples(
         prompt = str(sample.get("input", ""))
         document = (row, part, file.task, int(sample["doc_id"]), score, metric, video_of(sample), prompt)
         answer = answer_of(sample)
-        tagged += answer.startswith("<answer>")
+        tagged += scored_with_tags(sample)
         rows.append((*document, *tokens, bool(answer), cut))
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     if unscored:

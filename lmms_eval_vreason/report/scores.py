@@ -1,9 +1,9 @@
 """A sample's score as lmms-eval wrote it: each benchmark keeps it in another shape under its metric's name."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lmms_eval_vreason.prompts.split import split
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 
 # Fields that lmms-eval itself puts into a logged sample; everything else is a metric.
@@ -131,9 +131,6 @@ def video_of(sample: Mapping[str, Any]) -> str | None:
     return None
 
 
-_THINKING = re.compile(r"<(think|analysis)>.*?</\1>", re.DOTALL)
-
-
 def _first(value: Any) -> str:
     while isinstance(value, list):
         value = value[0] if value else ""
@@ -142,10 +139,14 @@ def _first(value: Any) -> str:
 
 def answer_of(sample: Mapping[str, Any]) -> str:
     """The bare answer that was scored; empty when there is none (an unclosed ``<think>`` has no answer)."""
-    if isinstance(sample.get("answer_found"), Mapping):  # this package's tasks extract it themselves
+    if _brings_answer(sample):
         return _first(sample["score"].get("answer")).strip()
-    text = _THINKING.sub("", _first(sample.get("filtered_resps"))).strip()
-    return "" if text.startswith(("<think>", "<analysis>")) else text
+    return split(_first(sample.get("filtered_resps"))).answer
+
+
+def scored_with_tags(sample: Mapping[str, Any]) -> bool:
+    """Whether the task scored the answer with its ``<answer>`` tags around it."""
+    return not _brings_answer(sample) and split(_first(sample.get("filtered_resps"))).tagged
 
 
 def response_of(sample: Mapping[str, Any]) -> str:
@@ -154,7 +155,12 @@ def response_of(sample: Mapping[str, Any]) -> str:
 
 
 def unfinished(sample: Mapping[str, Any]) -> bool:
-    """Whether the text opens a thinking block that it never closes, or the task itself says that it was cut."""
+    """Whether the text ends before its answer does, or the task itself says that it was cut."""
     if isinstance(sample.get("cut"), Mapping):
         return bool(sample["cut"].get("score"))
-    return response_of(sample).lstrip().startswith("<think>") and "</think>" not in response_of(sample)
+    return split(response_of(sample)).cut
+
+
+def _brings_answer(sample: Mapping[str, Any]) -> bool:
+    """This package's tasks extract the answer themselves."""
+    return isinstance(sample.get("answer_found"), Mapping)

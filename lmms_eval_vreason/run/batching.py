@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from lmms_eval_vreason.adapter.options import VideoOptions
-from lmms_eval_vreason.media.video import estimated_tokens
+from lmms_eval_vreason.media.frames import estimated_tokens
+from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import Media, Sample
+from lmms_eval_vreason.run.samples import Sample
 
 # A guess that only has to put prompts in order.
 _CHARACTERS_A_TOKEN = 4

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList
 
-from lmms_eval_vreason.adapter.options import ThinkingOptions
 from lmms_eval_vreason.engines.hf.autocompile import AutoCompile
 from lmms_eval_vreason.method import Trace, VReason
-from lmms_eval_vreason.prompts.protocol import Budgets, cut_at, split_completion
+from lmms_eval_vreason.prompts.budgets import Budgets, outcome_without_budgets
+from lmms_eval_vreason.prompts.options import ThinkingOptions
+from lmms_eval_vreason.prompts.split import TAG, cut_at, opens_thinking
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.run.inputs import check_context, process, render
 from lmms_eval_vreason.run.samples import Sample
@@ -77,9 +78,10 @@ class Generator:
         self.tokenizer = processor.tokenizer
         self.prefixes = SharedPrefixes(model, processor, device)
         self.compiling = AutoCompile(model, method, device)
-        tags = {"<think>", "</think>", "<answer>", "</answer>"}
         self._hidden_ids = {
-            token for token in self.tokenizer.all_special_ids if self.tokenizer.convert_ids_to_tokens(token) not in tags
+            token
+            for token in self.tokenizer.all_special_ids
+            if not TAG.fullmatch(self.tokenizer.convert_ids_to_tokens(token))
         }
         ends = model.generation_config.eos_token_id
         self._end_ids = set(ends if isinstance(ends, list) else [ends])
@@ -90,7 +92,7 @@ class Generator:
         """Says which samples are to be answered, so that questions on one video share its prefill.
 
         Args:
-            shared_prefix: As in :class:`~lmms_eval_vreason.adapter.options.RunOptions`, GB. Called with no samples it
+            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB. Called with no samples it
                 frees what is held.
             batch: How many are answered together; None if that is not known.
             share: Of the samples, that this process will answer.
@@ -175,7 +177,8 @@ class Generator:
     ) -> list[Completion]:
         prompt_length = inputs["input_ids"].shape[1]
         input_tokens = inputs["attention_mask"].sum(dim=1).tolist()
-        budgets, arguments = self._arguments(samples, prompt_length)
+        opened = [opens_thinking(render(self.processor, sample)) for sample in samples]
+        budgets, arguments = self._arguments(samples, opened, prompt_length)
         result = method.generate(self.model, **inputs, **arguments, generators=self._generators(samples))
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         seconds = cost.shares(result.traces[0], len(samples))
@@ -183,6 +186,7 @@ class Generator:
             self._completion(
                 result.sequences[row, prompt_length : prompt_length + len(trace.entropy)].tolist(),
                 row=row,
+                opened=opened[row],
                 budgets=budgets,
                 until=samples[row].settings.until,
                 max_new_tokens=arguments["max_new_tokens"],
@@ -195,23 +199,25 @@ class Generator:
             for row, trace in enumerate(result.traces)
         ]
 
-    def _arguments(self, samples: Sequence[Sample], prompt_length: int) -> tuple[Budgets | None, dict[str, Any]]:
+    def _arguments(
+        self, samples: Sequence[Sample], opened: Sequence[bool], prompt_length: int
+    ) -> tuple[Budgets | None, dict[str, Any]]:
         settings = samples[0].settings
         arguments = {"max_new_tokens": _DEFAULT_NEW_TOKENS, **settings.generation}
         if not self.thinking.thinking:
-            if settings.until:
+            if settings.until and not any(opened):  # They end the answer, and must not end the thinking.
                 arguments |= {"stop_strings": list(settings.until), "tokenizer": self.tokenizer}
             return None, arguments
         budgets = Budgets(
             self.tokenizer,
-            len(samples),
+            opened,
             prompt_length,
             max_thinking_tokens=self.thinking.max_thinking_tokens,
             max_answer_tokens=self.thinking.max_answer_tokens,
         )
         arguments |= {
             "max_new_tokens": budgets.max_new_tokens,
-            "logits_processor": LogitsProcessorList([budgets.processor]),
+            "logits_processor": LogitsProcessorList([budgets]),
             "stopping_criteria": StoppingCriteriaList([budgets.criteria]),
         }
         return budgets, arguments
@@ -238,28 +244,26 @@ class Generator:
         ids: list[int],
         *,
         row: int,
+        opened: bool,
         budgets: Budgets | None,
         until: Sequence[str],
         max_new_tokens: int,
         **rest: Any,
     ) -> Completion:
         text = self.tokenizer.decode([token for token in ids if token not in self._hidden_ids])
-        ended = bool(ids) and ids[-1] in self._end_ids
         if budgets is None:
-            thinking, answer, thought = "", text, 0
-            thinking_cut, answer_cut = False, len(ids) >= max_new_tokens and not ended
+            ended = bool(ids) and ids[-1] in self._end_ids
+            cut = len(ids) >= max_new_tokens and not ended
+            outcome = outcome_without_budgets(self.tokenizer, ids, text, opened=opened, cut=cut)
         else:
-            thinking, answer = split_completion(text)
-            thought = budgets.thinking_tokens[row]
-            thought = thought if thought is not None else (len(ids) if thinking else 0)
-            thinking_cut, answer_cut = budgets.thinking_cut[row], budgets.answer_cut[row]
+            outcome = budgets.outcome(row, text, len(ids))
         return Completion(
-            thinking=thinking,
-            answer=cut_at(answer, until),
-            thinking_cut=thinking_cut,
-            answer_cut=answer_cut,
+            thinking=outcome.thinking,
+            answer=cut_at(outcome.answer, until),
+            thinking_cut=outcome.thinking_cut,
+            answer_cut=outcome.answer_cut,
             output_tokens=len(ids),
-            thinking_tokens=thought,
+            thinking_tokens=outcome.thinking_tokens,
             tokens=[self.tokenizer.decode([token]) for token in ids],
             **rest,
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from lmms_eval_vreason.media.video import Frames
+from lmms_eval_vreason.media.frames import Frames
 from lmms_eval_vreason.run.samples import Sample
 
 

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmms_eval_vreason.journal.files import digest, file_identity, trace_record
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.generation import Completion
-from lmms_eval_vreason.run.samples import Media, Sample
+from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
 
 # Of a trace, what the line at a run's end counts.
 _COUNTED = ("updates", "video_tokens", "note")
@@ -29,7 +30,7 @@ class Waiting:
     length: int = 0
 
 
-def who(sample: Sample) -> dict[str, Any]:
+def who(sample: Sample | UnbuiltSample) -> dict[str, Any]:
     """Which sample it is for lmms-eval."""
     return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
 

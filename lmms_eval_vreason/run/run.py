@@ -10,19 +10,20 @@ from dataclasses import replace
 from itertools import chain, tee
 from typing import Any
 
-from lmms_eval.api.instance import Instance
 from tqdm import tqdm
 
-from lmms_eval_vreason.adapter.options import Options
 from lmms_eval_vreason.journal.files import Journal, digest
-from lmms_eval_vreason.media.video import read_ahead, read_media
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.media.frames import read_media
+from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.media.reader import read_ahead
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.batch_size import BatchSize, is_out_of_memory, release
 from lmms_eval_vreason.run.batching import Padding, grouped, prompt_lengths
 from lmms_eval_vreason.run.generation import Completion, Generator
+from lmms_eval_vreason.run.options import AnswerOptions
 from lmms_eval_vreason.run.processes import PeerStopped, Team
-from lmms_eval_vreason.run.records import Waiting, failed_record, failure, finished_record, sample_key, summary
-from lmms_eval_vreason.run.samples import Media, Sample, build_sample, is_padding, repeats
+from lmms_eval_vreason.run.records import Waiting, failed_record, failure, finished_record, sample_key, summary, who
+from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
 
 _SHOWN_ERRORS = 10
 # The paper's Lite, for a sample that does not fit into memory otherwise.
@@ -50,7 +51,7 @@ class Run:
     def __init__(
         self,
         generator: Generator,
-        options: Options,
+        options: AnswerOptions,
         journal: Journal | None,
         settings: Mapping[str, Any],
         size: BatchSize,
@@ -65,18 +66,15 @@ class Run:
         self._for_others: list[tuple[int, int, dict[str, Any]]] = []
         self._unbuilt: list[tuple[int, dict[str, Any], Exception]] = []
 
-    def answer(self, requests: Sequence[Instance], documents: Mapping[str, Any]) -> None:
-        """Fills ``records`` for all requests but padding. Every process of the team has to call it.
-
-        Args:
-            documents: lmms-eval's ``task_dict``: task → split → the documents.
+    def answer(self, samples: Sequence[Sample | UnbuiltSample]) -> None:
+        """Fills ``records`` for all samples. Every process of the team has to call it.
 
         Raises:
             TooManyErrors: More than ``max_error_rate`` of the samples failed (one failure is always borne).
             PeerStopped: Another process has failed or is gone.
         """
         try:
-            own = [w for sample in self._samples(requests, documents) if (w := self._waiting(sample)) is not None]
+            own = [w for sample in self._samples(samples) if (w := self._waiting(sample)) is not None]
             with_us, shared = self._share_out(own)
             with self._bar:
                 for index, head, error in self._unbuilt:
@@ -101,28 +99,14 @@ class Run:
         """How many samples this process has come to the end of."""
         return len(self.records) + len(self._for_others)
 
-    def _samples(self, requests: Sequence[Instance], documents: Mapping[str, Any]) -> Iterator[Sample]:
-        thinking = self.options.thinking
-        special = [t for t in self.generator.tokenizer.all_special_tokens if t.startswith("<|")]
-        self._own_total = sum(not is_padding(request) for request in requests)
-        for index, (request, repeat) in enumerate(zip(requests, repeats(requests), strict=True)):
-            if is_padding(request):
-                continue
-            _, _, _, doc_id, task, split = request.args
-            try:
-                yield build_sample(
-                    request,
-                    documents[task][split][doc_id],
-                    index=index,
-                    repeat=repeat,
-                    thinking=thinking.thinking,
-                    reasoning_prompt=thinking.reasoning_prompt,
-                    system_prompt=thinking.system_prompt,
-                    special_tokens=special,
-                )
-            except Exception as error:  # A task's own code builds the prompt: anything can come out of it.
-                head = {"task": task, "split": split, "doc_id": doc_id, "repeat": repeat}
-                self._unbuilt.append((index, {**head, "key": digest([self.settings_digest, head])}, error))
+    def _samples(self, samples: Sequence[Sample | UnbuiltSample]) -> Iterator[Sample]:
+        self._own_total = len(samples)
+        for sample in samples:
+            if isinstance(sample, Sample):
+                yield sample
+            else:
+                key = digest([self.settings_digest, who(sample)])
+                self._unbuilt.append((sample.index, {**who(sample), "key": key}, sample.error))
 
     def _waiting(self, sample: Sample) -> Waiting | None:
         """The sample as it waits to be answered; None if the journal has its answer."""
@@ -136,7 +120,7 @@ class Run:
 
     def _share_out(self, own: list[Waiting]) -> tuple[list[list[Waiting]], list[list[Waiting]]]:
         """(groups that only this process can answer, groups of all processes), and the bar over all samples."""
-        if self.team.size > 1 or self.options.model.batch_size != 1:
+        if self.team.size > 1 or self.size.auto or self.size.now != 1:
             # Only there does it matter, and it opens every file.
             lengths = prompt_lengths([w.sample for w in own], self.options.video)
             own = [replace(w, length=length) for w, length in zip(own, lengths, strict=True)]

@@ -13,8 +13,9 @@ import torch
 from transformers import BatchFeature, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.prefix import Prefix, continued, prefill, prefix_bytes
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run.inputs import check_context, process, render
-from lmms_eval_vreason.run.samples import Media, Sample
+from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.stopwatch import now
 
 # What the starts of two prompts have to have in common to be one.

@@ -1,6 +1,8 @@
 """The model class within one process: requests in, answers out, faults kept to their sample."""
 
 import json
+import shutil
+import sys
 from functools import partial
 
 import pytest
@@ -8,10 +10,12 @@ import torch
 from instances import instances
 from offline import write_video
 
+from lmms_eval_vreason.adapter import host
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.journal.files import latest_samples, read_records
-from lmms_eval_vreason.prompts.protocol import joined
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.run import TooManyErrors
+from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}
 BUDGETS = {"max_thinking_tokens": 12, "max_answer_tokens": 4}
@@ -163,6 +167,79 @@ def test_generation_settings_are_checked_and_padding_is_not_answered(build, vide
     padded = requests(model, questions(videos, 2))
     padded[1].metadata["__padding_only__"] = True
     assert [bool(result.text) for result in model.generate_until(padded)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_beams": 4}, "num_beams=4 does not go with V-Reason"),
+        ({"temprature": 1}, "'temprature' is not known"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be greater than 0"),
+        ({"max_new_tokens": "many"}, "generation settings"),
+    ],
+)
+def test_what_holds_for_the_run_is_said_before_a_video_is_read(build, videos, settings, words, monkeypatch, capsys):
+    model = build(thinking="off")
+    given = requests(model, questions(videos, 3), settings)
+    monkeypatch.setattr("lmms_eval_vreason.run.run.read_media", lambda *args: pytest.fail("a video was read"))
+    monkeypatch.setattr(host, "runs_as_command", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["lmms_eval"])
+    with pytest.raises(SystemExit) as caught:
+        model.generate_until(given)
+    assert str(caught.value.code).startswith("qwen2_5_vl_vreason: ")
+    assert words in caught.value.code
+    assert "\n" not in caught.value.code
+    assert "Run the same command again" not in capsys.readouterr().err
+    assert not latest_samples(read_records(model._journal.folder))
+
+
+def test_more_layers_than_the_model_has_are_refused_before_the_first_request(build):
+    with pytest.raises(ValueError, match="layers=99 is more than the model's 3"):
+        build(layers=99)
+
+
+def test_what_gen_kwargs_name_and_cannot_have_is_answered_once(build, videos, monkeypatch):
+    said = []
+    monkeypatch.setattr("lmms_eval_vreason.adapter.model.logger.warning", said.append)
+    monkeypatch.setattr(host, "runs_as_command", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["lmms_eval", "--gen_kwargs", "max_new_tokens=5,temperature=0.9"])
+    model = build(journal="off")
+    docs = questions(videos, 2)
+    warm = answers(model, docs, {**GREEDY, "max_new_tokens": 5, "temperature": 0.9})
+    assert [line for line in said if "gen_kwargs" in line] == [
+        "--gen_kwargs max_new_tokens=5 has no effect with thinking=on, where max_thinking_tokens=12 and "
+        "max_answer_tokens=4 rule: set those instead"
+    ]
+    assert warm != answers(build(journal="off", seed=1), docs, {**GREEDY, "temperature": 0.9})
+
+
+def test_a_checkpoint_brings_its_own_frames_along_and_the_journal_says_so(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    own = folder / "vreason.json"
+    own.write_text(json.dumps({"video": {"fps": 3, "max_num_frames": 6}}))
+
+    def build(**given):
+        return Qwen2_5_VL_VReason(pretrained=str(folder), device="cpu", journal=str(tmp_path / "journal"), **given)
+
+    model = build(max_num_frames=4)
+    assert (model.options.video.fps, model.options.video.max_num_frames) == (3.0, 4)
+    (header,) = [record for record in read_records(tmp_path / "journal") if record["kind"] == "run"]
+    assert header["video"] == {"fps": 3.0, "max_num_frames": 4, "max_pixels": 1605632, "min_pixels": 200704}
+    for content, words in [
+        ('{"video": {"fsp": 3}}', "unknown fsp"),
+        ('{"video": {"fps": 0}}', "fps=0 must be a number above 0"),
+        ("{", "vreason.json: "),
+        ("[]", "it must be"),
+    ]:
+        own.write_text(content)
+        with pytest.raises(ValueError, match=r"vreason\.json") as caught:
+            build()
+        assert words in str(caught.value)
+
+
+def test_shapes_sees_frames_as_it_was_trained_on_them(tmp_path):
+    video = Qwen2_5_VL_VReason(pretrained="shapes", device="cpu", journal="off").options.video
+    assert (video.fps, video.max_num_frames, video.min_pixels, video.max_pixels) == (2.0, 8, MIN_PIXELS, MAX_PIXELS)
 
 
 def test_thinking_off_leaves_prompt_and_budget_to_the_task(build, videos):

@@ -1,7 +1,5 @@
 """A model whose layers lie on several devices: the last layer, norm and head elsewhere than the prompt."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch._lazy.ts_backend
@@ -61,10 +59,12 @@ def checkpoint(tiny_checkpoint):
 
 def test_parts_on_the_disk_are_refused(checkpoint):
     places = dict.fromkeys(PARTS, "cpu")
-    options = ModelOptions(device_map=places)
+    options = ModelOptions().model_copy(update={"device_map": places})
     assert load_model(checkpoint, options, torch.device("cpu")).lm_head.weight.device.type == "cpu"
     with pytest.raises(ValueError, match="parts of it lie on: disk"):
-        load_model(checkpoint, replace(options, device_map={**places, PARTS[5]: "disk"}), torch.device("cpu"))
+        load_model(
+            checkpoint, options.model_copy(update={"device_map": {**places, PARTS[5]: "disk"}}), torch.device("cpu")
+        )
 
 
 def test_one_process_a_spread_model():

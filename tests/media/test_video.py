@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmms_eval_vreason.adapter.options import VideoOptions
-from lmms_eval_vreason.media.video import MediaError, cut, frame_count, probe, read_ahead, read_image, read_video
-from lmms_eval_vreason.run.samples import Media
+from lmms_eval_vreason.media.frames import cut, frame_count, read_header, read_image, read_video
+from lmms_eval_vreason.media.media import Media, MediaError
+from lmms_eval_vreason.media.options import VideoOptions
+from lmms_eval_vreason.media.reader import read_ahead
 
 OPTIONS = VideoOptions(min_pixels=28 * 28, max_pixels=56 * 56, max_num_frames=8)
 
@@ -69,7 +70,7 @@ def test_a_clip_takes_frames_between_its_start_and_end_only(video):
     ],
 )
 def test_frame_counts_are_even_and_within_the_clip(total, fps, options, expected):
-    assert frame_count(cut("x.mp4", total, fps, None, None), options) == expected
+    assert frame_count(cut(Media("video", "x.mp4"), total, fps), options) == expected
 
 
 @pytest.mark.parametrize("start", [None, 1.25])
@@ -117,13 +118,63 @@ def test_a_faulty_file_is_an_error_that_names_it(tmp_path, name):
         read_video(Media("video", str(tmp_path / name)), OPTIONS)
 
 
+def test_the_first_failure_s_cause_is_named_and_nothing_is_said_on_the_way(tmp_path, monkeypatch, capfd, caplog):
+    """A file that opens and breaks while it is decoded."""
+    import decord
+
+    path, opened = write(tmp_path / "breaks.mp4"), []
+
+    class Breaking(decord.VideoReader):
+        def __init__(self, *given, **named):
+            opened.append(given)
+            super().__init__(*given, **named)
+
+        def get_batch(self, indices):
+            raise decord.DECORDError("packet 7 is damaged\nat line 3")
+
+    read_video(Media("video", str(path)), OPTIONS)
+    monkeypatch.setattr(decord, "VideoReader", Breaking)
+    with pytest.raises(MediaError, match=r"breaks\.mp4: cannot be decoded \(packet 7 is damaged\)$"):
+        read_video(Media("video", str(path)), OPTIONS)
+    assert len(opened) == 1
+    assert capfd.readouterr().err == ""
+    assert not caplog.records
+
+
+def test_many_frames_share_the_pixels_that_a_video_may_have(tmp_path, caplog, monkeypatch):
+    """Frames as qwen-vl-utils sizes them, without its warning about pixels that it does not grant."""
+    from qwen_vl_utils import vision_process
+
+    monkeypatch.setattr(vision_process, "MODEL_SEQ_LEN", 400)
+    path = str(write(tmp_path / "long.mp4", frames=24, size=(320, 240)))
+    options = VideoOptions(min_pixels=28 * 28, max_pixels=10**6, max_num_frames=24)
+    element = {"video": path, "nframes": 24, "min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+    frames = read_video(Media("video", path), options)
+    assert not caplog.records
+    assert frames.pixels.shape == vision_process.fetch_video(element).shape
+    assert frames.pixels[0, 0].numel() < 320 * 240 / 2
+    assert read_header(path).frames == 24
+
+
+@pytest.mark.parametrize(("start", "end"), [(None, None), (0.5, 1.2)])
+def test_pixels_are_those_of_qwen_vl_utils(video, start, end):
+    from qwen_vl_utils.vision_process import fetch_video
+
+    frames = read_video(Media("video", str(video), start=start, end=end), OPTIONS)
+    element = {"video": str(video), "nframes": 8, "min_pixels": OPTIONS.min_pixels, "max_pixels": OPTIONS.max_pixels}
+    clip = {} if start is None else {"video_start": start, "video_end": end}
+    pixels, metadata = fetch_video({**element, **clip}, return_video_metadata=True)
+    assert np.array_equal(frames.pixels, pixels)
+    assert frames.metadata == metadata
+
+
 def test_nothing_is_fetched_and_clips_outside_are_refused(video, tmp_path):
     with pytest.raises(MediaError, match="is a URL"):
         read_video(Media("video", "https://example.org/a.mp4"), OPTIONS)
     with pytest.raises(MediaError, match="is a URL"):
         read_image(Media("image", "http://example.org/a.png"), OPTIONS)
     with pytest.raises(MediaError, match=r"lies outside its 2\.00 s"):
-        probe(Media("video", str(video), start=5.0, end=6.0))
+        read_video(Media("video", str(video), start=5.0, end=6.0), OPTIONS)
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(MediaError, match=r"a\.png: cannot be read as an image"):
         read_image(Media("image", str(tmp_path / "a.png")), OPTIONS)

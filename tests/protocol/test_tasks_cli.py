@@ -9,7 +9,7 @@ import yaml
 from offline import OfflineBenchmarks, Run, run_lmms_eval, scripted_checkpoint
 
 from lmms_eval_vreason.paths import tasks_dir
-from lmms_eval_vreason.protocol.templates import ANSWER_TYPES, TEMPLATE_VARIABLE, cot_template, load_template
+from lmms_eval_vreason.protocol.prompt_templates import ANSWER_TYPES, TEMPLATE_VARIABLE, cot_template, load_template
 
 pytestmark = pytest.mark.cli
 

@@ -10,7 +10,7 @@ from lmms_eval.utils import load_yaml_config
 from offline_documents import benchmarks
 
 from lmms_eval_vreason.paths import tasks_dir
-from lmms_eval_vreason.protocol import templates
+from lmms_eval_vreason.protocol import prompt_templates as templates
 
 SNAPSHOTS = Path(__file__).parent / "test_tasks_prompts.json"
 DATASETS = {(repository, config): rows for repository, config, _, rows, _, _ in benchmarks(10)}
@@ -128,3 +128,17 @@ def test_the_digest_follows_the_text_and_not_the_name(tmp_path: Path) -> None:
         file.write_text(yaml.safe_dump(content | {"prompt": prompt}))
         digests.append(templates.load_template(file).digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("content", ["prompt: [", "prompt: '{question}'", None])
+def test_a_broken_template_ends_lmms_eval_with_its_cause(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval reads a task file's functions so, and turns any Exception into one that does not name the cause."""
+    file = tmp_path / "broken.yaml"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv(templates.TEMPLATE_VARIABLE, str(file))
+    with pytest.raises(SystemExit, match=r"broken\.yaml") as caught:
+        templates.cot_metadata  # noqa: B018
+    assert "\n" not in str(caught.value)

@@ -9,9 +9,11 @@ import torch
 from instances import instances
 from offline import write_video
 
-from lmms_eval_vreason.adapter.options import VideoOptions, parse_options
+from lmms_eval_vreason.adapter.options import parse_options
 from lmms_eval_vreason.journal.files import latest_samples, read_records
-from lmms_eval_vreason.media.video import estimated_tokens, read_video
+from lmms_eval_vreason.media.frames import estimated_tokens, read_video
+from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run import run as run_module
 from lmms_eval_vreason.run.batch_size import (
     BatchSize,
@@ -24,7 +26,7 @@ from lmms_eval_vreason.run.batch_size import (
 from lmms_eval_vreason.run.batching import Padding, grouped, prompt_lengths
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import Media, Sample, Settings
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
 WORDS = "what moves to the left in this video and what is its colour after it has turned once more"
 SIZES = [(64, 48), (140, 84), (224, 168), (98, 168)]
@@ -139,7 +141,7 @@ def videos(tmp_path_factory):
 def waiting(index, video, text="", settings=None):
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
     media = (Media("video", video),) if video else ()
-    settings = settings or Settings((), {"do_sample": False})
+    settings = settings or GenerationSettings((), {"do_sample": False})
     return Waiting(Sample(index, "task", "test", index, 0, messages, media, settings), str(index), 0, 0)
 
 
@@ -155,7 +157,7 @@ def test_a_prompt_s_length_is_known_before_its_video_is_decoded(videos, tmp_path
 
 
 def test_groups_share_video_and_settings_and_stand_in_an_order_that_their_input_s_order_does_not_change():
-    other = Settings((), {"do_sample": True})
+    other = GenerationSettings((), {"do_sample": True})
     samples = [waiting(i, f"{i % 3}.mp4", "x" * i, other if i == 7 else None) for i in range(10)]
     samples.append(waiting(10, None))
     groups = grouped(samples)

@@ -133,7 +133,7 @@ def test_a_prompt_over_the_context_is_an_error_of_its_sample(build, video):
 
 
 def test_a_video_beyond_the_bounds_is_refused_before_it_is_decoded(build, video, monkeypatch):
-    monkeypatch.setattr("lmms_eval_vreason.media.video.MAX_SOURCE_PIXELS", 100)
+    monkeypatch.setattr("lmms_eval_vreason.media.frames.MAX_SOURCE_PIXELS", 100)
     model = build()
     answer(model, [{"video": str(video), "text": "question"}])
     assert "over the bound of 100" in records(model)[0]["error"]["message"]

@@ -15,8 +15,9 @@ from lmms_eval_vreason.engines.hf.compiled import static_cache
 from lmms_eval_vreason.engines.hf.prefix import continued, copy_cache, prefill, prefix_bytes
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run import shared_prefixes as prefix
-from lmms_eval_vreason.run.samples import Media, Sample, Settings
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
 METHODS = {
     "off": VReason(policy="off"),
@@ -276,7 +277,14 @@ def test_a_prompt_that_cannot_be_written_or_does_not_fit_is_its_samples_own_faul
     records = Counted(model, docs).records
     assert all("lower max_num_frames or max_pixels" in record["error"]["message"] for record in records)
     broken = Sample(
-        0, "task", "test", 0, 0, [{"role": "user", "content": 5}], (Media("video", "a.mp4"),), Settings((), {})
+        0,
+        "task",
+        "test",
+        0,
+        0,
+        [{"role": "user", "content": 5}],
+        (Media("video", "a.mp4"),),
+        GenerationSettings((), {}),
     )
     shared = prefix.SharedPrefixes(model._model, model.processor, model.device)
     shared.expect([broken, broken], 1.0)

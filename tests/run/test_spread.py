@@ -11,14 +11,15 @@ import pytest
 import torch.distributed as dist
 from offline import write_video
 
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import Media, Sample, Settings
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
 
 def waiting(index, video, owner=0, length=0):
     media = (Media("video", video),)
-    settings = Settings((), {"do_sample": False})
+    settings = GenerationSettings((), {"do_sample": False})
     return Waiting(Sample(index, "task", "test", index, 0, [], media, settings), f"{owner}/{index}", owner, length)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmms_eval_vreason.protocol.answers import split_response
+from lmms_eval_vreason.prompts.split import split
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[str]:
@@ -23,4 +23,4 @@ def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 for the right letter, 0 for anything else."""
-    return {"accuracy": float(split_response(results[0]).answer == doc["answer"])}
+    return {"accuracy": float(split(results[0]).answer == doc["answer"])}

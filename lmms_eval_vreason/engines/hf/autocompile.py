@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lmms_eval_vreason.engines.hf.compiled import CACHE_STEP, static_cache
 from lmms_eval_vreason.engines.hf.generate import Generation
 from lmms_eval_vreason.engines.hf.upstream import CACHE, attention_name
-from lmms_eval_vreason.media.video import first_line
+from lmms_eval_vreason.media.media import first_line
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
 

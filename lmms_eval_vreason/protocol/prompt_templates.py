@@ -55,7 +55,10 @@ def load_template(path: str | Path) -> Template:
         OSError: the file cannot be read.
     """
     path = Path(path).expanduser()
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"template {path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or set(content) != {"prompt", "answer_type"}:
         raise ValueError(f"template {path}: expected exactly the keys 'prompt' and 'answer_type'")
     prompt, sentences = content["prompt"], content["answer_type"]
@@ -81,11 +84,19 @@ def _check_fields(path: Path, prompt: str) -> None:
 
 
 def __getattr__(name: str) -> dict[str, object]:
-    """``cot_metadata`` and ``direct_metadata``: what a task file records of its template, read when the file is."""
+    """``cot_metadata`` and ``direct_metadata``: what a task file records of its template, read when the file is.
+
+    Raises:
+        SystemExit: The template is broken. lmms-eval would hide any Exception behind "Failed to import function"
+            and exit with code 0.
+    """
     makers = {"cot_metadata": cot_template, "direct_metadata": direct_template}
     if name not in makers:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    template = makers[name]()
+    try:
+        template = makers[name]()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"vreason tasks: {error}") from error
     return {"version": PROTOCOL_VERSION, "template": template.name, "template_digest": template.digest}
 
 

@@ -1,0 +1,36 @@
+"""docs/arguments.md says what the code does: its tables are made from the options."""
+
+from pathlib import Path
+
+import pytest
+
+from lmms_eval_vreason.adapter.arguments import attributes, rows, tables
+from lmms_eval_vreason.adapter.options import GROUPS, argument_names, parse_options
+from lmms_eval_vreason.cli import main
+from lmms_eval_vreason.method.config import VReason
+
+PAGE = Path(__file__).parents[2] / "docs" / "arguments.md"
+
+
+def test_the_page_holds_the_tables_as_the_command_prints_them(capsys):
+    assert main(["arguments"]) == 0
+    assert capsys.readouterr().out == tables()
+    # Made by `vreason arguments`: paste its output over the page's tables.
+    assert tables() in PAGE.read_text(encoding="utf-8")
+
+
+def test_every_argument_is_in_one_table_with_its_description():
+    listed = list(rows())
+    assert sorted(row.name for row in listed) == sorted(argument_names())
+    assert all(row.what.endswith(".") for row in listed)
+    assert sum(row.audience == "usual" for row in listed) == 8
+    defaults = parse_options({})
+    for row in listed:
+        groups = (defaults.model, defaults.video, defaults.thinking, defaults.run, defaults.method)
+        (group,) = [group for group in groups if hasattr(group, row.name)]
+        assert getattr(group, row.name) == row.default
+
+
+@pytest.mark.parametrize("kind", [*GROUPS.values(), VReason])
+def test_a_docstring_describes_the_options_that_there_are(kind):
+    assert set(attributes(kind)) == set(kind.__annotations__)

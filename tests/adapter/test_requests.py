@@ -1,0 +1,117 @@
+"""Requests as lmms-eval hands them over → samples; what a user asks for by name wins or is answered."""
+
+import pytest
+from instances import instances
+
+from lmms_eval_vreason.adapter.options import parse_options
+from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, overruled, read_settings
+from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
+
+GREEDY = {"do_sample": False, "temperature": 0, "max_new_tokens": 16}
+
+
+class Model:
+    """Takes the documents."""
+
+    task_dict = None
+
+
+def reading(named=(), **given):
+    return Reading(parse_options(given).thinking, named=named)
+
+
+def generation(given, named=(), **options):
+    return read_settings({**GREEDY, **given}, reading(named, **options)).generation
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "sampled"),
+    [
+        ({}, (), False),
+        ({"temperature": 0.7}, (), False),  # The task's own contradiction: as lmms-eval's classes read it.
+        ({"temperature": 0.7}, ("temperature",), True),
+        ({"temperature": 0.7, "top_p": 0.9}, ("temperature", "top_p"), True),
+        ({"temperature": 0.7}, ("temperature", "do_sample"), False),
+        ({"do_sample": True, "temperature": 0}, ("temperature",), False),
+        ({"do_sample": True, "temperature": 0}, ("do_sample",), False),
+    ],
+)
+def test_who_decides_whether_tokens_are_sampled(given, named, sampled):
+    result = generation(given, named)
+    assert result["do_sample"] is sampled
+    assert (result["temperature"] == 0.7) is sampled
+    assert (result.get("top_p") == 0.9) is (sampled and "top_p" in given)
+
+
+def test_without_do_sample_the_temperature_decides():
+    for temperature in (0, 0.7):
+        settings = read_settings({"temperature": temperature}, reading())
+        assert settings.generation["do_sample"] is (temperature > 0)
+
+
+def lines(named, given=None, **options):
+    settings = [read_settings({**GREEDY, **(given or {}), **named}, reading(named, **options))]
+    return overruled(named, settings, parse_options(options).thinking)
+
+
+def test_what_cannot_win_is_answered():
+    assert lines({"temperature": 0.7}) == lines({"until": "\n"}) == lines({"temperature": 0}) == []
+    (line,) = lines({"max_new_tokens": 5}, max_thinking_tokens=64)
+    assert "max_new_tokens=5 has no effect with thinking=on" in line
+    assert "max_thinking_tokens=64 and max_answer_tokens=128 rule" in line
+    assert lines({"max_new_tokens": 5}, thinking="off") == []
+    (line,) = lines({"top_p": 0.9})
+    assert "top_p=0.9 has no effect where tokens are not sampled: add temperature=0.7" in line
+    (line,) = lines({"temperature": 0.7, "do_sample": False})
+    assert "temperature=0.7 has no effect" in line
+    assert "leave do_sample=False out" in line
+    (line,) = lines({"do_sample": True})
+    assert "do_sample=True has no effect" in line
+
+
+def test_the_settings_of_all_requests_are_known_before_a_prompt_is_built():
+    def broken(doc):
+        raise AssertionError("a prompt was built")
+
+    model = Model()
+    requests = instances(model, [0] * 5, GREEDY, broken) + instances(model, [0], {**GREEDY, "until": ["\n"]}, broken)
+    assert [settings.until for settings in distinct_settings(requests, reading())] == [(), ("\n",)]
+    requests[3].args[2]["temprature"] = 1
+    with pytest.raises(ValueError, match="'temprature' is not known"):
+        distinct_settings(requests, reading())
+
+
+def test_a_request_whose_prompt_fails_stays_alone_and_padding_is_left_out():
+    def messages(doc):
+        if doc == "bad":
+            raise KeyError("no such column")
+        kind = "audio" if doc == "loud" else "text"
+        return [{"role": "user", "content": [{"type": kind, kind if kind == "text" else "url": doc}]}]
+
+    model = Model()
+    requests = instances(model, ["fine", "bad", "loud", "padding", "fine"], GREEDY, messages)
+    requests[3].metadata["__padding_only__"] = True
+    samples = build_samples(requests, model.task_dict, reading())
+    assert [(sample.index, type(sample)) for sample in samples] == [
+        (0, Sample),
+        (1, UnbuiltSample),
+        (2, UnbuiltSample),
+        (4, Sample),
+    ]
+    assert isinstance(samples[1].error, KeyError)
+    assert "holds audio" in str(samples[2].error)
+
+
+def test_prompts_carry_the_instruction_once_and_the_user_s_system_turn():
+    def messages(doc):
+        system = {"role": "system", "content": [{"type": "text", "text": "The task's."}]}
+        return [system, {"role": "user", "content": [{"type": "text", "text": doc}]}]
+
+    asked = "Think in <think> </think>, answer in <answer> </answer>."
+    model = Model()
+    requests = instances(model, ["What?", asked], GREEDY, messages)
+    plain, own = build_samples(requests, model.task_dict, reading(system_prompt="Ours.", reasoning_prompt="Reason."))
+    assert [turn["content"][0]["text"] for turn in plain.messages] == ["Ours.", "What?\nReason."]
+    assert own.prompt == asked
+    off, _ = build_samples(requests, model.task_dict, reading(thinking="off"))
+    assert [turn["content"][0]["text"] for turn in off.messages] == ["The task's.", "What?"]
