@@ -156,6 +156,8 @@ class Prompt:
         return {
             "input_ids": self.input_ids,
             "attention_mask": torch.ones_like(self.input_ids),
+            # Given, because there are no grids to compute them from; the same for every variant.
+            "position_ids": torch.arange(length - new_tokens, device=model.device).expand(4, *self.input_ids.shape),
             CACHE: cache,
             "max_new_tokens": new_tokens,
             "do_sample": False,
