@@ -1,11 +1,10 @@
-"""One run of lmms-eval's command on the fixture: which command, the run itself, and its figures."""
+"""One run of lmms-eval's command on the fixture: its command line, the run itself, and its figures."""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ _LOG_LINES = 25
 
 
 @dataclass(frozen=True)
-class Entry:
+class Row:
     """One row of the table: a model class with its arguments, a batch size and a dtype."""
 
     name: str
@@ -29,13 +28,18 @@ class Entry:
     dtype: str
 
     @property
+    def key(self) -> dict[str, Any]:
+        """What the row is called in the JSON file."""
+        return {"name": self.name, "batch": self.batch, "dtype": self.dtype}
+
+    @property
     def label(self) -> str:
         return f"{self.name}, batch {self.batch}, {self.dtype}"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all runs have in common."""
+class Setup:
+    """What all runs have in common: ``tokens`` are generated for each sample, on ``threads`` CPU threads."""
 
     fixture: Fixture
     device: str
@@ -49,94 +53,72 @@ class Measurement:
     """The figures of one run.
 
     Attributes:
-        command: Seconds of the whole command.
-        loading: Of these, imports, task and model, up to the call of ``generate_until``.
-        phase: That call.
-        cpu: Seconds of CPU time in it, all threads together.
-        parts: ``phase`` split up, by the names of :data:`PARTS`. ``reading`` is what generation waited for.
-        readings: Videos read, and the seconds of it that ran in the background.
+        seconds: Of the whole ``command``; of its imports, task and model, up to the call of ``generate_until``
+            (``loading``); of that call (``phase``); of what follows it (``scoring``); of CPU time within the call, all
+            threads together (``cpu``); of reading that ran beside it (``reading_in_background``); and of the parts of
+            the call, by the names of :data:`PARTS`, where ``reading`` is what generation waited for.
+        readings: Videos read.
         vision_runs: Calls of the vision tower.
+        peak_bytes: The process's largest resident memory; on CUDA the allocator's peak.
+        attention: The attention implementation that the model loaded with.
         outputs: Document → (generated tokens, text).
-        peak_bytes: Resident memory of the process; on CUDA the allocator's peak.
     """
 
-    command: float
-    loading: float
-    phase: float
-    cpu: float
-    parts: dict[str, float]
+    seconds: dict[str, float]
     readings: int
-    background: float
     vision_runs: int
-    outputs: dict[int, tuple[int, str]] = field(repr=False)
     peak_bytes: int
     attention: str
+    outputs: dict[int, tuple[int, str]] = field(repr=False)
 
     @property
     def tokens(self) -> int:
         return sum(count for count, _ in self.outputs.values())
 
 
-def command(entry: Entry, settings: Settings, output: Path, delay: float = 0.0) -> list[str]:
-    """lmms-eval's command for an entry, with the probe in front of it."""
-    fixture = settings.fixture
-    probe = {"output": str(output / "probe.json"), "delay": delay, "dtype": entry.dtype}
+def command(row: Row, setup: Setup, output: Path, delay: float = 0.0) -> list[str]:
+    """lmms-eval's command for a row, started through the probe; ``delay`` seconds go before each video's reading."""
+    fixture = setup.fixture
+    pixels = fixture.side**2
+    probe = {"output": str(output / "probe.json"), "delay": delay, "dtype": row.dtype}
     arguments = [
-        f"pretrained={fixture.checkpoint},device={settings.device},attn_implementation={settings.attention}",
-        f"min_pixels={fixture.pixels},max_pixels={fixture.pixels},max_num_frames={FRAMES}",
-        entry.arguments,
+        f"pretrained={fixture.checkpoint},device={setup.device},attn_implementation={setup.attention}",
+        f"min_pixels={pixels},max_pixels={pixels},max_num_frames={FRAMES}",
+        row.arguments,
     ]
     return [
         *(sys.executable, "-m", "lmms_eval_vreason.bench.probe", json.dumps(probe)),
-        *("--model", entry.model, "--model_args", ",".join(arguments), "--batch_size", str(entry.batch)),
-        *("--include_path", str(fixture.task), "--tasks", TASK, "--gen_kwargs", f"max_new_tokens={settings.tokens}"),
+        *("--model", row.model, "--model_args", ",".join(arguments), "--batch_size", str(row.batch)),
+        *("--include_path", str(fixture.task), "--tasks", TASK, "--gen_kwargs", f"max_new_tokens={setup.tokens}"),
         *("--output_path", str(output), "--log_samples"),
     ]
 
 
-def execute(
-    entry: Entry, settings: Settings, output: Path, *, delay: float = 0.0, tick: Callable[[], Any] = lambda: None
-) -> Measurement:
-    """Runs the command and reads its figures; ``tick`` is called about once a second meanwhile.
+def execute(row: Row, setup: Setup, output: Path, *, delay: float = 0.0) -> Measurement:
+    """Runs the command and reads its figures.
 
     Raises:
-        ValueError: The command failed or left something out; the message ends with the end of its log.
+        ValueError: The command failed or left samples out; the message ends with the end of its log.
     """
     output.mkdir(parents=True)
     log = output / "log"
     started = time.time()
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            command(entry, settings, output, delay),
-            env=_environment(settings),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            while True:
-                try:
-                    process.wait(timeout=1)
-                    break
-                except subprocess.TimeoutExpired:
-                    tick()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        line, env = command(row, setup, output, delay), _environment(setup)
+        subprocess.run(line, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False)
     try:
-        return read_measurement(output, started, time.time(), samples=settings.fixture.samples)
+        return read_measurement(output, started, time.time(), samples=setup.fixture.samples)
     except ValueError as error:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-        raise ValueError(f"{entry.label}: {error}. The end of its log:\n{end}") from error
+        raise ValueError(f"{row.label}: {error}. The end of its log:\n{end}") from error
 
 
 def read_measurement(output: Path, started: float, ended: float, *, samples: int) -> Measurement:
     """The figures of a finished run.
 
     Args:
-        output: lmms-eval's ``--output_path``, in which the probe's file, the samples and (ours) the journal lie.
-        started, ended: Of the command, in seconds since the epoch.
+        output: lmms-eval's ``--output_path``, which holds the probe's file, the samples and (ours) the journal.
+        started, ended: When the command did, in seconds since the epoch.
         samples: How many there have to be.
 
     Raises:
@@ -152,39 +134,54 @@ def read_measurement(output: Path, started: float, ended: float, *, samples: int
         outputs[sample["doc_id"]] = (count["output_tokens"], str(sample["filtered_resps"]))
     if len(outputs) != samples:
         raise ValueError(f"it answered {len(outputs)} of {samples} samples")
-    seconds, calls = probe["seconds"], probe["calls"]
-    parts, peak = _stock_parts(seconds), probe["peak_bytes"]
-    if (output / FOLDER).exists():
-        records = latest_samples(read_records(output / FOLDER)).values()
-        failed = [record["error"]["message"] for record in records if record["error"] is not None]
-        if failed:
-            raise ValueError(f"{len(failed)} samples failed, the first with: {failed[0]}")
-        parts = {part: sum(record["seconds"].get(part, 0.0) for record in records) for part in PARTS[1:5]}
-        peak = max([peak, *(record["peak_memory_bytes"] or 0 for record in records)])
-    parts = {"reading": seconds.get("reading", 0.0) + seconds.get("waiting", 0.0), **parts}
-    parts["rest"] = probe["phase"] - sum(parts.values())
+    records = _finished(output / FOLDER)
+    calls, phase, loading = probe["calls"], probe["phase"], probe["started"] - started
     return Measurement(
-        command=ended - started,
-        loading=probe["started"] - started,
-        phase=probe["phase"],
-        cpu=probe["cpu"],
-        parts=parts,
+        seconds={
+            "command": ended - started,
+            "loading": loading,
+            "phase": phase,
+            "scoring": ended - started - loading - phase,
+            "cpu": probe["cpu"],
+            "reading_in_background": probe["seconds"].get("reading (background)", 0.0),
+            **_parts(probe, records),
+        },
         readings=calls.get("reading", 0) + calls.get("reading (background)", 0),
-        background=seconds.get("reading (background)", 0.0),
         vision_runs=calls.get("vision", 0),
-        outputs=outputs,
-        peak_bytes=peak,
+        peak_bytes=max([probe["peak_bytes"], *(record["peak_memory_bytes"] or 0 for record in records)]),
         attention=probe["attention"],
+        outputs=outputs,
     )
 
 
-def _stock_parts(seconds: dict[str, float]) -> dict[str, float]:
-    """Without a journal: what transformers' ``generate`` did, seen from outside."""
-    return {"vision": seconds["vision"], "prefill": seconds["prefill"], "ordinary": seconds["generate"], "due": 0.0}
+def _finished(journal: Path) -> list[dict[str, Any]]:
+    """The samples of a journal; none where there is no journal. Raises ValueError if one failed."""
+    records = list(latest_samples(read_records(journal)).values()) if journal.exists() else []
+    failed = [record["error"]["message"] for record in records if record["error"] is not None]
+    if failed:
+        raise ValueError(f"{len(failed)} samples failed, the first with: {failed[0]}")
+    return records
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    home = settings.fixture.folder / "home"
+def _parts(probe: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, float]:
+    """``generate_until`` split up: ours by its journal, the stock class by what transformers' ``generate`` did."""
+    seconds = probe["seconds"]
+    if records:
+        parts = {part: sum(record["seconds"].get(part, 0.0) for record in records) for part in PARTS[1:5]}
+    else:
+        parts = {
+            "vision": seconds["vision"],
+            "prefill": seconds["prefill"],
+            "ordinary": seconds["generate"],
+            "due": 0.0,
+        }
+    parts["reading"] = seconds.get("reading", 0.0) + seconds.get("waiting", 0.0)
+    parts["rest"] = probe["phase"] - sum(parts.values())
+    return {part: parts[part] for part in PARTS}
+
+
+def _environment(setup: Setup) -> dict[str, str]:
+    home = setup.fixture.folder / "home"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LMMS_EVAL_"))}
     return env | {
         "HF_HOME": str(home),
@@ -192,6 +189,6 @@ def _environment(settings: Settings) -> dict[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "LMMS_EVAL_VREASON_CACHE": str(home / "vreason"),
         "NO_COLOR": "1",
-        "OMP_NUM_THREADS": str(settings.threads),
+        "OMP_NUM_THREADS": str(setup.threads),
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -1,40 +1,22 @@
 """``vreason bench``: the command line of the benchmarks."""
 
 import argparse
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_SHAPES = ("tiny", "narrow", "medium", "3b", "7b", "32b", "72b")
-# What each benchmark takes, besides what both do, and what it takes where nothing is given.
-_STEPS: dict[str, Any] = {
-    "shape": "medium",
-    "attention": "sdpa",
-    "cache": "dynamic",
-    "compiled": False,
-    "batch": 1,
-    "video_tokens": 256,
-    "tokens": 8,
-    "rounds": 25,
-    "output": "vreason_bench.json",
-}
-_END_TO_END: dict[str, Any] = {
-    "shape": "narrow",
-    "attention": None,
-    "batch_sizes": [1, 4, 8],
-    "videos": 4,
-    "questions": 12,
-    "reading_delay": None,
-    "video_tokens": 400,
-    "tokens": 128,
-    "rounds": 3,
-    "output": "vreason_end_to_end.json",
-}
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+# Defaults of each benchmark, for the options whose default or use differs; one that is missing is not the benchmark's.
+_STEPS: dict[str, Any] = {"shape": "medium", "attention": "sdpa", "video_tokens": 256, "tokens": 8, "rounds": 25}
+_STEPS |= {"cache": "dynamic", "compiled": False, "batch": 1, "output": "vreason_bench.json"}
+_END_TO_END: dict[str, Any] = {"shape": "narrow", "attention": None, "video_tokens": 400, "tokens": 128, "rounds": 3}
+_END_TO_END |= {"batch_sizes": [1, 4, 8], "videos": 4, "questions": 12, "reading_delay": None}
+_END_TO_END |= {"output": "vreason_end_to_end.json"}
 
 
 def _bench(args: argparse.Namespace) -> int:
-    # Before torch loads: its profiler, which counts memory on a CPU, else reports missing devices.
-    import os
-
+    # Before torch loads: its profiler, which counts memory on a CPU, otherwise reports missing devices.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     own, others = (_END_TO_END, _STEPS) if args.end_to_end else (_STEPS, _END_TO_END)
     for name in others.keys() - own.keys():
@@ -47,7 +29,7 @@ def _bench(args: argparse.Namespace) -> int:
     if args.end_to_end:
         from lmms_eval_vreason.bench.end_to_end import run
     else:
-        from lmms_eval_vreason.bench.run import run
+        from lmms_eval_vreason.bench.steps import run
     return run(args)
 
 
@@ -61,7 +43,7 @@ def _several(text: str) -> list[int]:
     return list(dict.fromkeys(_positive(part) for part in text.split(",")))
 
 
-def add_commands(subparsers) -> None:
+def add_commands(subparsers: "Subparsers") -> None:
     """Adds this room's subcommands to the ``vreason`` parser."""
     bench = subparsers.add_parser(
         "bench",
@@ -69,30 +51,33 @@ def add_commands(subparsers) -> None:
         description="Times the method on a Qwen2.5-VL shape with random weights: decoding steps beside plain generate, "
         "or, with --end-to-end, whole runs of lmms-eval's command beside its own qwen2_5_vl class.",
     )
-    bench.add_argument("--end-to-end", action="store_true", help="measure whole runs of lmms-eval's command")
-    bench.add_argument("--shape", choices=_SHAPES, help="the text decoder's shape (medium; end to end narrow)")
-    bench.add_argument("--layers", type=_positive, help="keep only the last N layers; steps' ratios are scaled")
-    bench.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: CUDA where there is one")
-    bench.add_argument("--dtype", choices=_DTYPES, help="float32 on a CPU, bfloat16 on CUDA; end to end each its own")
-    bench.add_argument("--attention", help="attn_implementation (sdpa; end to end flash attention where there is one)")
-    bench.add_argument("--video-tokens", type=_positive, metavar="N", help="a sample (256; end to end about 400)")
-    bench.add_argument("--tokens", type=_positive, metavar="N", help="timed a run (8), or end to end a sample (128)")
-    bench.add_argument("--rounds", type=_positive, metavar="N", help="runs of each row (25; end to end 3)")
-    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads (%(default)s)")
-    bench.add_argument("--only", metavar="TEXT", help="only what ratios are to, and the rows whose name has TEXT in it")
-    bench.add_argument("--output", metavar="FILE", help="JSON file (vreason_bench.json, vreason_end_to_end.json)")
-    steps = bench.add_argument_group("decoding steps")
-    steps.add_argument("--cache", choices=("dynamic", "static"), help="cache (dynamic)")
-    steps.add_argument("--compiled", action="store_true", default=None, help="add compiled steps over a static cache")
-    steps.add_argument("--batch", type=_positive, metavar="N", help="samples (1)")
-    whole = bench.add_argument_group("end to end")
-    whole.add_argument("--batch-sizes", type=_several, metavar="N,N,…", help="of our rows (1,4,8)")
-    whole.add_argument("--videos", type=_positive, metavar="N", help="videos (4)")
-    whole.add_argument("--questions", type=_positive, metavar="N", help="questions on each video (12)")
-    whole.add_argument(
+    bench.set_defaults(run=_bench)
+    add = bench.add_argument
+    count: dict[str, Any] = {"type": _positive, "metavar": "N"}
+    shapes, dtypes = ("tiny", "narrow", "medium", "3b", "7b", "32b", "72b"), ("float32", "bfloat16", "float16")
+    add("--end-to-end", action="store_true", help="measure whole runs of lmms-eval's command")
+    add("--shape", choices=shapes, help="the model's shape (medium; end to end narrow)")
+    add("--layers", **count, help="keep only the last N layers; the ratios of steps are scaled")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: CUDA if there is one")
+    add("--dtype", choices=dtypes, help="float32 on a CPU, bfloat16 on CUDA; end to end each class's own")
+    add("--attention", help="attn_implementation (sdpa; end to end flash attention if there is one)")
+    add("--video-tokens", **count, help="video tokens of each sample (256; end to end about 400)")
+    add("--tokens", **count, help="tokens timed in each run (8), or end to end generated for each sample (128)")
+    add("--rounds", **count, help="runs of each row (25; end to end 3)")
+    add("--threads", **count, default=1, help="CPU threads (%(default)s)")
+    add("--only", metavar="TEXT", help="only the baselines and the rows whose name contains TEXT")
+    add("--output", metavar="FILE", help="JSON file (vreason_bench.json, vreason_end_to_end.json)")
+    add = bench.add_argument_group("decoding steps").add_argument
+    add("--cache", choices=("dynamic", "static"), help="cache (dynamic)")
+    add("--compiled", action="store_true", default=None, help="add compiled steps over a static cache")
+    add("--batch", **count, help="samples (1)")
+    add = bench.add_argument_group("end to end").add_argument
+    add("--batch-sizes", type=_several, metavar="N,N,…", help="batch sizes of our rows (1,4,8)")
+    add("--videos", **count, help="videos (4)")
+    add("--questions", **count, help="questions on each video (12)")
+    add(
         "--reading-delay",
         metavar="SECONDS|SHARE%",
-        help="run each row a second time with a delay before each video is read: seconds, or delays that add up to "
-        "this share of the generation time, as 50%%",
+        help="run each row a second time with a delay before each video is read: in seconds, or as a share of the "
+        "generation time that all delays add up to, such as 50%%",
     )
-    bench.set_defaults(run=_bench)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ class _Stamps(StoppingCriteria):
     """Never stops; notes when the first and the last token were chosen. Both loops call it once a token."""
 
     def __init__(self, tokens: int, clock: Callable[[], float]) -> None:
-        self.tokens, self.clock, self.calls, self.times = tokens, clock, 0, []
+        self.tokens, self.clock, self.calls = tokens, clock, 0
+        self.times: list[float] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         self.calls += 1
         if self.calls in (1, self.tokens):
             if input_ids.is_cuda:
@@ -28,14 +30,18 @@ class _Stamps(StoppingCriteria):
 
 
 def clock(device_type: str) -> tuple[str, Callable[[], float]]:
-    """What time is taken, in words, and the clock. One CPU thread: its own time, which a busy machine leaves alone."""
+    """The clock and its name. On one CPU thread it is the thread's own time, which a busy machine leaves alone."""
     if device_type == "cpu" and torch.get_num_threads() == 1:
         return "CPU time", time.process_time
     return "wall time", time.perf_counter
 
 
 def seconds_per_token(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens: int) -> float:
-    """Seconds of one decoding step, the mean over ``tokens`` of them; the first token, off the prefill, is left out."""
+    """Seconds of one decoding step, the mean over ``tokens`` of them; the first token, from the prefill, is left out.
+
+    Raises:
+        RuntimeError: The generation ended early, so that there is nothing to compare.
+    """
     stamps = _Stamps(tokens + 1, clock(model.device.type)[1])
     inputs = prompt.inputs(model, kind=variant.cache, new_tokens=tokens + 1)
     sequences = variant.generate(model, **inputs, stopping_criteria=StoppingCriteriaList([stamps]))
@@ -51,15 +57,15 @@ def peak_bytes(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens:
     CUDA: the allocator's peak. CPU: the running sum of the allocations and releases that torch's profiler records.
     """
     prompt = replace(prompt, kept={})
-    weights = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    weights = sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}.values())
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
         torch.cuda.reset_peak_memory_stats(model.device)
         # The master copy of the prompt's cache is the benchmark's own.
-        others = torch.cuda.memory_allocated(model.device) - sum(weights.values())
+        others = torch.cuda.memory_allocated(model.device) - weights
         variant.generate(model, **prompt.inputs(model, kind=variant.cache, new_tokens=tokens))
         return torch.cuda.max_memory_allocated(model.device) - others
-    # The cache is made within, so that its release is recorded as well.
+    # The cache is made within the profile, so that its release is recorded as well.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         variant.generate(model, **prompt.inputs(model, kind=variant.cache, new_tokens=tokens))
     now = peak = 0
@@ -67,4 +73,4 @@ def peak_bytes(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens:
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return sum(weights.values()) + peak
+    return weights + peak

@@ -1,9 +1,9 @@
 """lmms-eval's command with stopwatches around it: ``python -m lmms_eval_vreason.bench.probe SETTINGS --model …``.
 
-What is watched is the same for every model class, and lies outside of them: the call of ``generate_until``, and within
-it qwen-vl-utils' reading of a video, the vision tower, transformers' ``generate`` and its prefill. SETTINGS is a JSON
-object with ``output`` (the file for the figures), ``delay`` (seconds added to each reading of a video) and ``dtype``
-(what the model is cast to before the clock starts, where it is loaded in another).
+The stopwatches lie outside the model class, and are the same for every one: around the call of ``generate_until`` and,
+within it, qwen-vl-utils' reading of a video, the vision tower, transformers' ``generate`` and its prefill. SETTINGS is
+a JSON object with ``output`` (the file for the figures), ``delay`` (seconds added to each reading of a video) and
+``dtype`` (what the model is cast to before the clock starts, if it loads in another).
 """
 
 import json
@@ -12,7 +12,7 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import wraps
@@ -21,7 +21,7 @@ from typing import Any
 
 
 class Stopwatches:
-    """Seconds and calls by name. A second counts once: what runs within another measure is taken off that one.
+    """Seconds and calls by name. No second counts twice: an outer measure does not include the inner ones.
 
     What runs beside the main thread is kept apart, as ``name (background)``.
     """
@@ -35,8 +35,8 @@ class Stopwatches:
         self._lock = threading.Lock()
 
     @contextmanager
-    def measuring(self, name: str, *, device: bool = False):
-        """Adds the time within it. ``device``: wait for the device first and last, so that its work is in it."""
+    def measuring(self, name: str, *, device: bool = False) -> Iterator[None]:
+        """Adds the time within it. ``device``: wait for the device first and last, so that its work is included."""
         if not self.running:
             yield
             return
@@ -44,8 +44,8 @@ class Stopwatches:
             name += " (background)"
         if device:
             self.synchronize()
-        within = self._open.__dict__.setdefault("measures", [])  # seconds spent in inner measures, one entry a measure
-        within.append(0.0)
+        inner = self._open.__dict__.setdefault("measures", [])  # one entry a measure: the seconds of those within it
+        inner.append(0.0)
         started = time.perf_counter()
         try:
             yield
@@ -53,18 +53,20 @@ class Stopwatches:
             if device:
                 self.synchronize()
             whole = time.perf_counter() - started
-            own = whole - within.pop()
-            if within:
-                within[-1] += whole
+            own = whole - inner.pop()
+            if inner:
+                inner[-1] += whole
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + own
                 self.calls[name] = self.calls.get(name, 0) + 1
 
-    def around(self, function: Callable, name: str, *, device: bool = False, delay: float = 0.0) -> Callable:
-        """``function``, measured; ``delay`` seconds are slept first, within the measure."""
+    def around(
+        self, function: Callable[..., Any], name: str, *, device: bool = False, delay: float = 0.0
+    ) -> Callable[..., Any]:
+        """``function``, measured; it sleeps ``delay`` seconds first, which count."""
 
         @wraps(function)
-        def measured(*args: Any, **kwargs: Any):
+        def measured(*args: Any, **kwargs: Any) -> Any:
             with self.measuring(name, device=device):
                 if delay:
                     time.sleep(delay)
@@ -74,7 +76,7 @@ class Stopwatches:
 
 
 def watch_reading(watches: Stopwatches, delay: float) -> None:
-    """Watches the reading of videos, and how long the main thread waits for what others do."""
+    """Watches the reading of videos, and how long the main thread waits for other threads' work."""
     from qwen_vl_utils import vision_process
 
     from lmms_eval_vreason.media import frames
@@ -85,18 +87,19 @@ def watch_reading(watches: Stopwatches, delay: float) -> None:
         setattr(Future, name, watches.around(getattr(Future, name), "waiting"))
 
 
-def watch_model(watches: Stopwatches, model) -> None:
+def watch_model(watches: Stopwatches, model: Any) -> None:
     """Watches one loaded model's vision tower, prefill and generation."""
     import torch
 
     if model.device.type == "cuda":
         watches.synchronize = lambda: torch.cuda.synchronize(model.device)
     model.model.visual.forward = watches.around(model.model.visual.forward, "vision", device=True)
+    # Private in transformers, and there in 5.17 to 5.24: the prefill has no public entry.
     model._prefill = watches.around(model._prefill, "prefill", device=True)
     model.generate = watches.around(model.generate, "generate")
 
 
-def watch_class(watches: Stopwatches, kind: type, settings: dict[str, Any]) -> None:
+def watch_class(watches: Stopwatches, kind: Any, settings: dict[str, Any]) -> None:
     """Watches ``generate_until`` of a model class and writes the figures when it returns."""
     import torch
 
@@ -105,20 +108,20 @@ def watch_class(watches: Stopwatches, kind: type, settings: dict[str, Any]) -> N
     inner = kind.generate_until
 
     @wraps(inner)
-    def generate_until(self, requests):
+    def generate_until(self: Any, requests: list[Any]) -> Any:
         model = self._model
         if settings["dtype"] and model.dtype != getattr(torch, settings["dtype"]):
             model.to(getattr(torch, settings["dtype"]))
         watch_model(watches, model)
-        on_cuda = model.device.type == "cuda"
         watches.synchronize()
         watches.running = True
         began, started, cpu = time.time(), time.perf_counter(), time.process_time()
         answers = inner(self, requests)
         watches.synchronize()
-        figures = {"phase": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+        phase, cpu = time.perf_counter() - started, time.process_time() - cpu
         watches.running = False
-        figures |= {"started": began, "seconds": watches.seconds, "calls": watches.calls}
+        on_cuda = model.device.type == "cuda"
+        figures = {"started": began, "phase": phase, "cpu": cpu, "seconds": watches.seconds, "calls": watches.calls}
         figures["peak_bytes"] = torch.cuda.max_memory_allocated(model.device) if on_cuda else peak_resident_bytes()
         figures["attention"] = attention_name(model.config)
         Path(settings["output"]).write_text(json.dumps(figures))
@@ -132,11 +135,9 @@ def peak_resident_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Unlike getrusage's figure, this one does not begin with the parent's.
-        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if lines:
-            return int(lines[0].split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
@@ -147,14 +148,14 @@ def main() -> None:
     watch_reading(watches, settings["delay"])
 
     @wraps(get_model)
-    def watched_model(*args: Any, **kwargs: Any) -> type:
+    def watched_model(*args: Any, **kwargs: Any) -> Any:
         kind = get_model(*args, **kwargs)
         watch_class(watches, kind, settings)
         return kind
 
     lmms_eval.models.get_model = watched_model
     sys.argv = [sys.argv[0], *sys.argv[2:]]
-    # As the command itself: our model class behaves as in `python -m lmms_eval`.
+    # As the command itself, so that our model class behaves as in `python -m lmms_eval`.
     runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
 
 

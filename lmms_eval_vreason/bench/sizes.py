@@ -1,35 +1,34 @@
-"""The benchmark's models: Qwen2.5-VL's published text shapes and two small ones, with random weights."""
+"""The benchmark's models: Qwen2.5-VL's published text decoders and three small ones, with random weights."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, StaticCache
+from transformers import (
+    AutoModelForImageTextToText,
+    Cache,
+    DynamicCache,
+    Qwen2_5_VLConfig,
+    StaticCache,
+)
 from transformers.initialization import no_init_weights
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
+from lmms_eval_vreason.shapes.architecture import Sizes, build_config
+from lmms_eval_vreason.shapes.vocabulary import SPECIAL_TOKENS, build_tokenizer
 
-VIDEO_TOKEN = 1
+VIDEO_TOKEN = SPECIAL_TOKENS.index("<|video_pad|>")
 # A period that divides no width, so that no two rows of a weight are alike.
 _PATTERN = 1_048_573
 _SHIFT = 7919
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The text decoder of a Qwen2.5-VL model. The vision tower plays no part while tokens are decoded."""
+class Shape(Sizes):
+    """A Qwen2.5-VL model whose text decoder can be weighed. The vision tower plays no part while tokens are decoded."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate_size: int
-    vocabulary: int
-    tied: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.heads
+    tie_word_embeddings: bool = False
 
     def layer_weights(self) -> tuple[int, int]:
         """Weights of one layer: (query, key and value projections; output projection and MLP)."""
@@ -43,95 +42,70 @@ class Shape:
         """All weights that one decoded token reads."""
         return self.layers * sum(self.layer_weights()) + self.head_weights()
 
+    def tail_share(self) -> float:
+        """The share of these weights that the last layer and the head have."""
+        return (sum(self.layer_weights()) + self.head_weights()) / self.weights()
+
     def cut(self, layers: int | None) -> "Shape":
-        """The shape with only its last ``layers`` layers. Raises ValueError where it has fewer."""
+        """The shape with only its last ``layers`` layers. Raises ValueError if it has fewer."""
         if layers is None:
             return self
         if not 1 <= layers <= self.layers:
             raise ValueError(f"--layers {layers}: this shape has 1 to {self.layers} layers")
         return replace(self, layers=layers)
 
+    def with_published_vision(self) -> "Shape":
+        """The shape with the published models' vision tower instead of one of two small layers."""
+        tower: dict[str, Any] = {
+            "vision_layers": 32,
+            "vision_hidden_size": 1280,
+            "vision_heads": 16,
+            "vision_intermediate_size": 3420,
+        }
+        return replace(self, **tower, full_attention_layers=(7, 15, 23, 31))
 
-# `narrow` has the 7B model's 28 layers, each so small that a token costs what calling its operations costs.
-# 3b to 72b are the published configurations. `medium` has the 7B model's 28 layers, and as there its last layer and
-# head are a tenth of the weights, so that ratios carry over; a token takes some ten milliseconds on one CPU thread.
+
+# `narrow` has the 7B model's 28 layers, each so small that a token costs what launching its operations costs.
+# `medium` has the same 28 layers, and its last layer and head are a tenth of the weights, as in the 7B model, so that
+# ratios carry over; a token takes some ten milliseconds on one CPU thread. 3b to 72b are the published configurations.
 SHAPES: dict[str, Shape] = {
     "tiny": Shape(128, 4, 4, 2, 384, 2048),
     "narrow": Shape(64, 28, 4, 2, 192, 2048),
     "medium": Shape(512, 28, 8, 2, 2176, 16896),
-    "3b": Shape(2048, 36, 16, 2, 11008, 151936, tied=True),
+    "3b": Shape(2048, 36, 16, 2, 11008, 151936, True),
     "7b": Shape(3584, 28, 28, 4, 18944, 152064),
     "32b": Shape(5120, 64, 40, 8, 27648, 152064),
     "72b": Shape(8192, 80, 64, 8, 29568, 152064),
 }
 
 
-def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str, seed: int = 0):
-    """A Qwen2.5-VL model of this shape, in evaluation mode; its weights are one short random pattern, repeated."""
-    eighth = shape.head_dim // 8
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": shape.hidden_size,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "intermediate_size": shape.intermediate_size,
-            "vocab_size": shape.vocabulary,
-            "max_position_embeddings": 131072,
-            "tie_word_embeddings": shape.tied,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [eighth, eighth * 3 // 2, eighth * 3 // 2],
-            },
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "num_heads": 1,
-            "intermediate_size": 16,
-            "out_hidden_size": shape.hidden_size,
-            "fullatt_block_indexes": [0],
-        },
-        tie_word_embeddings=shape.tied,
-        video_token_id=VIDEO_TOKEN,
-        image_token_id=2,
-        vision_start_token_id=3,
-        vision_end_token_id=4,
-        attn_implementation=attention,
-        dtype=dtype,
-    )
-    model = with_random_weights(config, device=device, dtype=dtype, seed=seed)
-    model.generation_config.pad_token_id = 0
+def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str) -> Any:
+    """A Qwen2.5-VL model of this shape with :func:`with_random_weights`; ``attention`` is ``attn_implementation``."""
+    config = build_config(build_tokenizer(), shape)
+    config._attn_implementation = attention
+    model = with_random_weights(config, device=device, dtype=dtype)
+    model.generation_config.pad_token_id = config.get_text_config().pad_token_id
     return model
 
 
-def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.dtype, seed: int = 0):
+def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.dtype) -> Any:
     """The model of a config, in evaluation mode; its weights are one short random pattern, repeated."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with no_init_weights(), torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
+    with no_init_weights(), torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     if config.tie_word_embeddings:
         model.tie_weights()
-    _fill(model, seed)
+    _fill(model)
     return model.eval()
 
 
 @torch.no_grad()
-def _fill(model: torch.nn.Module, seed: int) -> None:
-    pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(seed))
+def _fill(model: Any) -> None:
+    pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0))
     for number, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
-        # Shifted, so that layers are not alike, and untied head and embeddings don't make every token follow itself.
+        # Shifted, so that layers differ, and so that an untied head does not make every token follow itself.
         scaled = (pattern.roll(number * _SHIFT) * parameter.shape[-1] ** -0.5).to(parameter.device, parameter.dtype)
         for part in parameter.view(-1).split(_PATTERN):
             part.copy_(scaled[: len(part)])
@@ -139,10 +113,13 @@ def _fill(model: torch.nn.Module, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that is all in the cache but for its last token: decoding starts at once, whatever the shape costs.
+    """A prompt whose tokens are all cached but the last: decoding starts at once, whatever the shape costs.
 
-    A static cache is kept in ``kept`` and filled again for the next run, as transformers itself keeps it: compiled
-    steps are recorded for one place in memory. Clear it to release it.
+    Attributes:
+        input_ids: (batch, tokens).
+        keys, values: One tensor a layer, each (batch, kv_heads, tokens - 1, head_dim).
+        kept: Length → static cache. It is filled again for the next run, as transformers itself keeps it, because
+            compiled steps are recorded for one place in memory. Clear it to release the memory.
     """
 
     input_ids: Tensor
@@ -151,12 +128,12 @@ class Prompt:
     kept: dict[int, StaticCache] = field(default_factory=dict)
 
     @classmethod
-    def random(cls, shape: Shape, model, *, batch: int, video_tokens: int, text_tokens: int = 64) -> "Prompt":
-        """``video_tokens`` between two halves of text, and random keys and values for them in every layer."""
+    def random(cls, shape: Shape, model: Any, *, batch: int, video_tokens: int, text_tokens: int = 64) -> "Prompt":
+        """``video_tokens`` between two halves of text, with random keys and values in every layer."""
         generator = torch.Generator(model.device).manual_seed(0)
         ids = torch.full((batch, video_tokens + text_tokens), VIDEO_TOKEN, device=model.device)
         for part in (ids[:, : text_tokens // 2], ids[:, ids.shape[1] - (text_tokens - text_tokens // 2) :]):
-            part.random_(8, shape.vocabulary, generator=generator)
+            part.random_(len(SPECIAL_TOKENS), shape.vocabulary, generator=generator)
         size = (batch, shape.kv_heads, ids.shape[1] - 1, shape.head_dim)
 
         def states() -> list[Tensor]:
@@ -167,7 +144,7 @@ class Prompt:
 
         return cls(ids, states(), states())
 
-    def inputs(self, model, *, kind: str, new_tokens: int) -> dict:
+    def inputs(self, model: Any, *, kind: str, new_tokens: int) -> dict[str, Any]:
         """Arguments of ``generate``, with a filled cache (``dynamic`` or ``static``)."""
         config, length = model.config.get_text_config(), self.input_ids.shape[1] + new_tokens
         cache: Cache = DynamicCache(config=config)
@@ -179,6 +156,8 @@ class Prompt:
         return {
             "input_ids": self.input_ids,
             "attention_mask": torch.ones_like(self.input_ids),
+            # Given, because there are no grids to compute them from; the same for every variant.
+            "position_ids": torch.arange(length - new_tokens, device=model.device).expand(4, *self.input_ids.shape),
             CACHE: cache,
             "max_new_tokens": new_tokens,
             "do_sample": False,

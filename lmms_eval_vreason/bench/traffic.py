@@ -1,4 +1,6 @@
-"""The byte model: decoding one token is reading weights and cache, so what a method costs is what it reads besides."""
+"""The byte model: decoding a token means reading weights and cache, so a method costs what it reads besides."""
+
+from dataclasses import dataclass
 
 from lmms_eval_vreason.bench.sizes import Shape
 from lmms_eval_vreason.method import VReason
@@ -9,19 +11,24 @@ _CACHE_PASSES = {"dynamic": 3, "static": 1}
 _CONTROLLER_PASSES = 10
 
 
+@dataclass(frozen=True)
 class ByteModel:
-    """Bytes that move for one decoded token of ``batch`` samples.
+    """Bytes that move for one decoded token.
 
-    Args:
+    Attributes:
         shape: The decoder.
         itemsize: Bytes of a weight and of a cached value.
-        batch, video_tokens, tokens: Samples; video tokens and cached tokens of each.
+        batch: Samples.
+        video_tokens, tokens: Video tokens and cached tokens of each sample.
         cache: ``dynamic`` or ``static``.
     """
 
-    def __init__(self, shape: Shape, *, itemsize: int, batch: int, video_tokens: int, tokens: int, cache: str) -> None:
-        self.shape, self.itemsize, self.batch, self.tokens = shape, itemsize, batch, tokens
-        self.video_tokens, self.cache = video_tokens, cache
+    shape: Shape
+    itemsize: int
+    batch: int
+    video_tokens: int
+    tokens: int
+    cache: str
 
     def layer_cache(self, tokens: float) -> float:
         """Keys and values of one layer."""
@@ -34,20 +41,18 @@ class ByteModel:
         return self.shape.weights() * self.itemsize + cache
 
     def update(self, method: VReason, tokens: float) -> float:
-        """One update: the tail's backward pass, the controller, the refresh."""
+        """One update of the last layer's values: the tail's backward pass, the controller, the refresh."""
         inputs, outputs = self.shape.layer_weights()
-        head = self.shape.head_weights()
-        rows = min(method.head_topk or self.shape.vocabulary, self.shape.vocabulary)
-        backward = method.layers * outputs + (method.layers - 1) * inputs + rows * self.shape.hidden_size
-        weights = backward * method.steps_per_update
+        head_rows = min(method.head_topk or self.shape.vocabulary, self.shape.vocabulary)
+        weights = (outputs + head_rows * self.shape.hidden_size) * method.steps_per_update
         if method.refresh:
-            weights += method.layers * (inputs + outputs) + head
+            weights += inputs + outputs + self.shape.head_weights()
         dropped = self.tokens - tokens
         values = self.batch * (self.video_tokens - dropped) * self.shape.kv_heads * self.shape.head_dim
         controller = values * (3 * self.itemsize + 4 * _CONTROLLER_PASSES)
         # Attention's backward pass reads keys and values and writes both gradients; the refresh reads them once more.
         caches = (2 + method.refresh) * self.layer_cache(tokens)
-        return weights * self.itemsize + method.layers * (controller + caches)
+        return weights * self.itemsize + controller + caches
 
     def ratio(self, method: VReason | None, *, full_forward: bool = False) -> float:
         """The time of one token over plain ``generate``'s, if time is bytes; ``full_forward``: the naive refresh."""

@@ -1,67 +1,67 @@
-"""What the benchmark compares: plain ``generate``, the method in its settings, and the naive way."""
+"""What the benchmark compares: plain ``generate``, the method with different settings, and a naive implementation."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from lmms_eval_vreason.engines.hf.generate import frozen
-from lmms_eval_vreason.engines.hf.loop import DecodingLoop
-from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs
+from lmms_eval_vreason import generate
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method import VReason
 
-# Adaptation at every due token, so that each has its full cost; random weights give some tokens next to no entropy.
+# Every due token gets its update, and so its full cost: random weights give some tokens next to no entropy.
 _METHOD = VReason(min_entropy=0.0, compile="off")
 HEAD_TOPK = 1024
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. ``method`` None is plain ``generate``; ``full_forward`` is the naive refresh."""
+    """One row of the table. Without a ``method`` it is plain ``generate``; ``full_forward`` is the naive refresh."""
 
     name: str
     method: VReason | None = None
     full_forward: bool = False
     cache: str = "dynamic"
+    compiled: bool = False
 
-    def generate(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+    @property
+    def baseline(self) -> str:
+        """The name of the variant that this one's ratio is to."""
+        return "plain generate, compiled" if self.compiled else "plain generate"
+
+    def generate(self, model: Any, **inputs: Any) -> Tensor:
         """Token ids, (batch, prompt + new tokens)."""
         if self.method is None:
-            return model.generate(**inputs)
+            return torch.as_tensor(model.generate(**inputs))
         if not self.full_forward:
-            # As the plain rows: a prompt that is all in the cache has no grids to tell positions from.
-            return self.method.generate(model, **inputs, positions="transformers").sequences
-        with frozen(model):
-            return model.generate(**inputs, custom_generate=_NaiveLoop(replace(self.method, refresh=False)))
+            return generate(model, self.method, **inputs).sequences
+        refresh = _SecondForward(model, self.method)
+        try:
+            inputs["logits_processor"] = LogitsProcessorList([refresh])
+            return generate(model, replace(self.method, refresh=False), **inputs).sequences
+        finally:
+            refresh.hook.remove()
 
 
-class _NaiveSteering(Steering):
-    """Steering as it would be written at first: the updated logits come from a second forward of the whole model."""
+class _SecondForward(LogitsProcessor):
+    """The refresh as one would write it at first: the whole model runs again over the updated cache."""
 
-    def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
-        self._again: Callable[[], ModelOutput] = lambda: model(**inputs, return_dict=True)
-        self._cache = inputs[CACHE]
-        return super().forward(model, inputs)
+    def __init__(self, model: Any, method: VReason) -> None:
+        self.model, self.method, self.token = model, method, 0
+        self.hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs = kwargs
 
     @torch.no_grad()
-    def update(self, *args: Any):
-        update = super().update(*args)
-        self._cache.crop(-1)
-        return replace(update, logits=self._again().logits[:, -1])
-
-
-class _NaiveLoop(DecodingLoop):
-    def _prefill(self, *args: Any, **kwargs: Any):
-        prefilled = super()._prefill(*args, **kwargs)
-        naive = _NaiveSteering.__new__(_NaiveSteering)
-        vars(naive).update(vars(self.steering))
-        self.steering = naive
-        return prefilled
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.method.is_due(self.token):
+            self.inputs[CACHE].crop(-1)
+            scores = self.model(**self.inputs).logits[:, -1].to(scores)
+        self.token += 1
+        return scores
 
 
 def variants(cache: str, compiled: bool) -> list[Variant]:
@@ -77,10 +77,10 @@ def variants(cache: str, compiled: bool) -> list[Variant]:
     if cache == "dynamic":
         for every in (1, 2):
             method = replace(_METHOD, update_every=every)
-            rows.append(Variant(f"naive: second forward, update_every {every}", method, True))
+            rows.append(Variant(f"naive: second forward, update_every {every}", method, full_forward=True))
     if compiled:
-        rows.append(Variant("plain generate, compiled", cache="static"))
+        rows.append(Variant("plain generate, compiled", cache="static", compiled=True))
         for every in (2, 4):
             method = replace(_METHOD, update_every=every, compile="on")
-            rows.append(Variant(f"update_every {every}, compiled", method, cache="static"))
+            rows.append(Variant(f"update_every {every}, compiled", method, cache="static", compiled=True))
     return rows

@@ -13,6 +13,6 @@ def checkpoint_dir() -> Path:
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{folder} has no model.safetensors: reinstall the package, or train one with "
-            "`python -m lmms_eval_vreason.shapes.train --output runs/shapes`"
+            "`python -m lmms_eval_vreason.shapes.training.train --output runs/shapes`"
         )
     return folder

@@ -1,10 +1,14 @@
 """Tiny Qwen2.5-VL checkpoints: config, tokenizer, processor and chat template, saved as any published checkpoint is."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -14,140 +18,123 @@ from transformers import (
 
 from lmms_eval_vreason.shapes.vocabulary import build_tokenizer
 
-PATCH_SIZE = 14
-MERGE_SIZE = 2
-TEMPORAL_PATCH_SIZE = 2
-# The published checkpoints' bounds: a frame of 84 x 84 pixels is neither enlarged nor shrunk.
+# What Qwen2.5-VL's template does: a default system turn, vision placeholders inside a turn, an optional numbering of
+# pictures and videos, and an open assistant turn when a generation is asked for.
+_CHAT_TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
+# The published checkpoints' bounds, which leave a frame of 84 x 84 pixels as it is.
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 12845056
-
-# What Qwen2.5-VL's template does: a default system turn, vision placeholders inside a turn, an optional numbering
-# of pictures and videos, and an open assistant turn when a generation is asked for.
-CHAT_TEMPLATE = """\
-{%- set seen = namespace(pictures=0, videos=0) -%}
-{%- if messages and messages[0]['role'] != 'system' -%}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] in ('image', 'image_url') -%}
-{%- set seen.pictures = seen.pictures + 1 -%}
-{%- if add_vision_id -%}{{- 'Picture ' ~ seen.pictures ~ ': ' -}}{%- endif -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-{%- elif part['type'] == 'video' -%}
-{%- set seen.videos = seen.videos + 1 -%}
-{%- if add_vision_id -%}{{- 'Video ' ~ seen.videos ~ ': ' -}}{%- endif -%}
-{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-{%- elif 'text' in part -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """The processor of a tiny checkpoint: 14-pixel patches, merged 2 x 2, two frames a temporal patch."""
-    patches = {"patch_size": PATCH_SIZE, "merge_size": MERGE_SIZE, "temporal_patch_size": TEMPORAL_PATCH_SIZE}
+    options: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(size), **patches),
+        image_processor=Qwen2VLImageProcessor(size=dict(size), **options),
         tokenizer=build_tokenizer(),
-        video_processor=Qwen2VLVideoProcessor(size=dict(size), **patches),
-        chat_template=CHAT_TEMPLATE,
+        video_processor=Qwen2VLVideoProcessor(size=dict(size), **options),
+        chat_template=_CHAT_TEMPLATE.read_text(encoding="utf-8"),
     )
 
 
-def build_config(
-    tokenizer,
-    *,
-    layers: int = 2,
-    hidden_size: int = 64,
-    heads: int = 4,
-    kv_heads: int = 2,
-    intermediate_size: int | None = None,
-    vision_layers: int = 2,
-    vision_hidden_size: int = 32,
-    vision_heads: int = 2,
-    rope_theta: float = 1e6,
-    initializer_range: float = 0.04,
-    tie_word_embeddings: bool = True,
-) -> Qwen2_5_VLConfig:
-    """A small Qwen2.5-VL config for ``tokenizer``.
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a Qwen2.5-VL model. The defaults make a tiny one.
 
-    ``intermediate_size`` defaults to three times ``hidden_size``. The multimodal rotary sections take a quarter of the
-    rotary frequencies for time and split the rest between height and width, as the published checkpoints do.
+    Attributes:
+        intermediate_size: 0 means three times ``hidden_size``.
+        vocabulary: Rows of the embedding; 0 means as many as the tokenizer has tokens.
+        vision_intermediate_size: 0 means twice ``vision_hidden_size``.
+        full_attention_layers: The vision layers that attend beyond their window; empty means the last one.
 
     Raises:
-        ValueError: if the head counts don't divide the sizes they split.
+        ValueError: The head counts don't divide the sizes that they split.
     """
-    if hidden_size % heads or heads % kv_heads or (hidden_size // heads) % 2:
-        raise ValueError(
-            f"hidden_size={hidden_size}, heads={heads}, kv_heads={kv_heads}: hidden_size must be an even multiple of "
-            "heads, and heads a multiple of kv_heads"
-        )
-    if vision_hidden_size % (4 * vision_heads):
-        raise ValueError(
-            f"vision_hidden_size={vision_hidden_size} must be a multiple of 4 x {vision_heads} vision_heads"
-        )
-    half = hidden_size // heads // 2
+
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 0
+    vocabulary: int = 0
+    tie_word_embeddings: bool = True
+    vision_layers: int = 2
+    vision_hidden_size: int = 32
+    vision_heads: int = 2
+    vision_intermediate_size: int = 0
+    full_attention_layers: tuple[int, ...] = ()
+    rope_theta: float = 1e6
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}: hidden_size must be "
+                "an even multiple of heads, and heads a multiple of kv_heads"
+            )
+        if self.vision_hidden_size % (4 * self.vision_heads):
+            given = f"vision_hidden_size={self.vision_hidden_size}, vision_heads={self.vision_heads}"
+            raise ValueError(f"{given}: the first must be a multiple of four times the second")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+
+def build_config(tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> Qwen2_5_VLConfig:
+    """The Qwen2.5-VL config of these sizes for ``tokenizer``.
+
+    The multimodal rotary sections take a quarter of the rotary frequencies for time and split the rest between height
+    and width, as the published checkpoints do.
+    """
+    half = sizes.head_dim // 2
     time = half // 4
     height = (half - time) // 2
-    token = tokenizer.convert_tokens_to_ids
+    token: Any = tokenizer.convert_tokens_to_ids
+    text = {
+        "vocab_size": sizes.vocabulary or len(tokenizer),
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size or 3 * sizes.hidden_size,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "initializer_range": 0.04,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": sizes.rope_theta,
+            "mrope_section": [time, height, half - time - height],
+        },
+        **dict.fromkeys(("bos_token_id", "pad_token_id"), token("<|endoftext|>")),
+        "eos_token_id": token("<|im_end|>"),
+    }
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size or 3 * hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "max_position_embeddings": 32768,
-            "initializer_range": initializer_range,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": rope_theta,
-                "mrope_section": [time, height, half - time - height],
-            },
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
-        },
-        vision_config={
-            "depth": vision_layers,
-            "hidden_size": vision_hidden_size,
-            "intermediate_size": 2 * vision_hidden_size,
-            "num_heads": vision_heads,
-            "out_hidden_size": hidden_size,
-            "patch_size": PATCH_SIZE,
-            "spatial_merge_size": MERGE_SIZE,
-            "temporal_patch_size": TEMPORAL_PATCH_SIZE,
-            "window_size": 112,
-            "fullatt_block_indexes": [vision_layers - 1],
-            "tokens_per_second": 2,
-            "initializer_range": initializer_range,
-        },
+        text_config=text,
+        vision_config=_vision_config(sizes),
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=tie_word_embeddings,
+        tie_word_embeddings=sizes.tie_word_embeddings,
     )
 
 
-def build_generation_config(tokenizer, *, repetition_penalty: float = 1.0) -> GenerationConfig:
+def _vision_config(sizes: Sizes) -> dict[str, Any]:
+    return {
+        "depth": sizes.vision_layers,
+        "hidden_size": sizes.vision_hidden_size,
+        "intermediate_size": sizes.vision_intermediate_size or 2 * sizes.vision_hidden_size,
+        "num_heads": sizes.vision_heads,
+        "out_hidden_size": sizes.hidden_size,
+        "fullatt_block_indexes": list(sizes.full_attention_layers or (sizes.vision_layers - 1,)),
+        "tokens_per_second": 2,
+        "initializer_range": 0.04,
+    }
+
+
+def build_generation_config(tokenizer: PreTrainedTokenizerBase, *, repetition_penalty: float = 1.0) -> GenerationConfig:
     """Greedy decoding that ends at ``<|im_end|>`` or ``<|endoftext|>``."""
-    im_end, endoftext = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    im_end, endoftext = map(tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<|endoftext|>"))
     return GenerationConfig(
         do_sample=False,
         bos_token_id=endoftext,
@@ -158,13 +145,13 @@ def build_generation_config(tokenizer, *, repetition_penalty: float = 1.0) -> Ge
 
 
 def save_checkpoint(
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
-    folder: str | Path,
-    *,
-    dtype: str = "float32",
+    model: PreTrainedModel, processor: Qwen2_5_VLProcessor, folder: str | Path, *, dtype: str = "float32"
 ) -> Path:
-    """Writes weights in ``dtype`` (safetensors), configs, tokenizer, chat template and processor; gives the folder."""
+    """Writes weights in ``dtype`` (safetensors), configs, tokenizer, chat template and processor.
+
+    Returns:
+        ``folder``, which is created if missing.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -173,21 +160,16 @@ def save_checkpoint(
 
 
 def random_checkpoint(
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    dtype: str = "float32",
-    repetition_penalty: float = 1.0,
-    **sizes,
+    folder: str | Path, *, seed: int = 0, dtype: str = "float32", repetition_penalty: float = 1.0, **sizes: Any
 ) -> Path:
     """A tiny untrained Qwen2.5-VL checkpoint, for tests: the same seed and sizes give the same weights.
 
     Args:
-        folder: where to write; made if missing.
-        seed: of the random weights. The caller's random state is left alone.
-        dtype: of the stored weights, a torch name such as ``"float32"`` or ``"bfloat16"``.
-        repetition_penalty: goes into ``generation_config.json``; the published checkpoints are remembered with 1.05.
-        sizes: see :func:`build_config` (``layers``, ``hidden_size``, ``heads``, ``kv_heads``, ...).
+        folder: Where to write; created if missing.
+        seed: Of the random weights. The caller's random state is left alone.
+        dtype: Of the stored weights, a torch name such as ``"float32"`` or ``"bfloat16"``.
+        repetition_penalty: Goes into ``generation_config.json``; the published checkpoints have 1.05.
+        sizes: Fields of :class:`Sizes`.
 
     Returns:
         The folder, which plain ``from_pretrained`` of transformers' processor and model classes loads.
@@ -195,6 +177,6 @@ def random_checkpoint(
     processor = build_processor()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(build_config(processor.tokenizer, **sizes))
+        model = Qwen2_5_VLForConditionalGeneration(build_config(processor.tokenizer, Sizes(**sizes)))
     model.generation_config = build_generation_config(processor.tokenizer, repetition_penalty=repetition_penalty)
     return save_checkpoint(model, processor, folder, dtype=dtype)

@@ -1,8 +1,9 @@
-"""The shapes questions as files and documents: clips in the user's cache, made on first use, the same everywhere."""
+"""The shapes questions as files and documents: clips are made on first use in the user's cache, the same everywhere."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -10,17 +11,17 @@ from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.shapes.items import Item, make_item
 from lmms_eval_vreason.shapes.render import write_mp4
 
-# Goes up whenever the same index would give another question or picture, so that old clips are never mistaken for new.
+# Increase it whenever an index gives another question or picture, so that old clips are never taken for new ones.
 WORLD_VERSION = 1
 
 
 def clip_path(split: str, index: int) -> Path:
-    """Where the clip of question ``index`` lies, or will lie."""
+    """The path of question ``index``'s clip, whether it exists or not."""
     return cache_dir() / "shapes" / f"v{WORLD_VERSION}" / f"{split}-{index:05d}.mp4"
 
 
 def make_clips(items: Sequence[Item]) -> list[Path]:
-    """Writes the clips that are not there yet, with a progress bar; gives all paths."""
+    """Writes the clips that do not exist yet, with a progress bar; returns all paths."""
     paths = [clip_path(item.split, item.index) for item in items]
     missing = [(item, path) for item, path in zip(items, paths, strict=True) if not path.exists()]
     for item, path in tqdm(missing, desc="making shapes clips", disable=not missing):
@@ -29,7 +30,7 @@ def make_clips(items: Sequence[Item]) -> list[Path]:
     return paths
 
 
-def documents(split: str, count: int) -> list[dict]:
+def documents(split: str, count: int) -> list[dict[str, Any]]:
     """The first ``count`` questions of a split as plain records, with their clips on disk.
 
     Each has ``question_id``, ``kind``, ``question``, ``options``, ``answer`` (a letter) and ``video`` (a path relative

@@ -4,15 +4,18 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from qwen_vl_utils import fetch_video
 from tqdm import tqdm
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
+from lmms_eval_vreason import Trace, VReason, generate
 from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes import checkpoint_dir
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
@@ -26,32 +29,35 @@ MAX_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an evaluation found: all figures are shares of the questions, ``texts`` the raw outputs."""
+class Answers:
+    """Answers to some items, in their order: the raw outputs, and the traces if a method was given."""
 
-    accuracy: float
-    by_kind: dict[str, float]
-    format_valid: float
+    items: Sequence[Item]
     texts: list[str]
-    right: list[bool]
+    traces: list[Trace] = field(default_factory=list)
 
+    @property
+    def right(self) -> list[bool]:
+        pairs = zip(self.texts, self.items, strict=True)
+        return [read_answer(text) == item.question.letter for text, item in pairs]
 
-def prepare(processor, items: Sequence[Item], frames: Sequence[np.ndarray], *, direct: bool = False):
-    """The processor's inputs, left-padded, for items with given frames of ``(8, 84, 84, 3)`` at 2 a second."""
-    texts = []
-    for item in items:
-        content = [{"type": "video"}, {"type": "text", "text": item.question.prompt(direct=direct)}]
-        chat = [{"role": "user", "content": content}]
-        texts.append(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    metadata = [VideoMetadata(total_num_frames=len(f), fps=2.0, frames_indices=list(range(len(f)))) for f in frames]
-    return processor(
-        text=texts,
-        videos=[torch.from_numpy(f).permute(0, 3, 1, 2) for f in frames],
-        video_metadata=metadata,
-        do_sample_frames=False,
-        padding=True,
-        return_tensors="pt",
-    )
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return float(np.mean(self.right))
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """Kind of question → accuracy, for the kinds that were asked."""
+        right: dict[str, list[bool]] = {}
+        for hit, item in zip(self.right, self.items, strict=True):
+            right.setdefault(item.question.kind, []).append(hit)
+        return {kind: float(np.mean(right[kind])) for kind in KINDS if kind in right}
+
+    @property
+    def format_valid(self) -> float:
+        """The share of outputs that are well-formed."""
+        return float(np.mean([read_answer(text) is not None for text in self.texts]))
 
 
 def read_answer(text: str) -> str | None:
@@ -60,39 +66,79 @@ def read_answer(text: str) -> str | None:
     return found.group(1) if found else None
 
 
-def evaluate(
-    model,
-    processor,
-    items: Sequence[Item],
-    *,
-    frames: Sequence[np.ndarray] | None = None,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Result:
-    """Greedy answers of ``model`` to ``items``.
+def prepare(processor: Any, items: Sequence[Item], frames: Sequence[np.ndarray]) -> BatchFeature:
+    """The processor's inputs, left-padded, for items with given frames of ``(8, 84, 84, 3)`` at 2 a second."""
+    texts = []
+    for item in items:
+        content = [{"type": "video"}, {"type": "text", "text": item.question.prompt()}]
+        chat = [{"role": "user", "content": content}]
+        texts.append(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    metadata = [VideoMetadata(total_num_frames=len(f), fps=2.0, frames_indices=list(range(len(f)))) for f in frames]
+    inputs: BatchFeature = processor(
+        text=texts,
+        videos=[torch.from_numpy(f).permute(0, 3, 1, 2) for f in frames],
+        video_metadata=metadata,
+        do_sample_frames=False,
+        padding=True,
+        return_tensors="pt",
+    )
+    return inputs
 
-    Args:
-        frames: what the model sees instead of the items' own pictures (clips read back from files, other clips).
-        batch_size: questions at once.
-    """
-    frames = frames if frames is not None else [sampled(item.pictures) for item in items]
-    texts: list[str] = []
-    for start in tqdm(range(0, len(items), batch_size), desc="evaluating", disable=not progress):
-        part = slice(start, start + batch_size)
-        inputs = prepare(processor, items[part], frames[part])
-        with torch.inference_mode():
-            positions = trained_positions(model.config, **inputs)
-            tokens = model.generate(**inputs, position_ids=positions, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        texts += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    answers = [read_answer(text) for text in texts]
-    right = [answer == item.question.letter for answer, item in zip(answers, items, strict=True)]
-    by_kind = {
-        kind: float(np.mean(found))
-        for kind in KINDS
-        if (found := [hit for hit, item in zip(right, items, strict=True) if item.question.kind == kind])
-    }
-    valid = float(np.mean([answer is not None for answer in answers]))
-    return Result(float(np.mean(right)), by_kind, valid, texts, right)
+
+@dataclass(frozen=True)
+class Reasoner:
+    """A model with its processor."""
+
+    model: Any
+    processor: Any
+
+    @classmethod
+    def load(cls, checkpoint: str | Path | None = None) -> "Reasoner":
+        """A checkpoint's, in float32; without a folder the packaged one's."""
+        folder = checkpoint or checkpoint_dir()
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return cls(model, AutoProcessor.from_pretrained(folder))
+
+    def answer(
+        self,
+        items: Sequence[Item],
+        frames: Sequence[np.ndarray] | None = None,
+        *,
+        method: VReason | None = None,
+        batch_size: int = 64,
+    ) -> Answers:
+        """Greedy answers to ``items``.
+
+        Args:
+            items: The questions.
+            frames: What the model sees instead of the items' own pictures: clips read from files, or other clips.
+            method: None is the model's own ``generate``.
+            batch_size: Questions at once.
+        """
+        frames = frames if frames is not None else [sampled(item.pictures) for item in items]
+        texts, traces = [""] * len(items), dict[int, Trace]()
+        # Questions of one kind are about as long: batched together, few steps go to those that have finished.
+        order = sorted(range(len(items)), key=lambda index: (items[index].question.kind, index))
+        for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False):
+            part = order[start : start + batch_size]
+            inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
+            tokens, traced = self._generate(inputs, method)
+            said = self.processor.batch_decode(tokens, skip_special_tokens=True)
+            for index, text in zip(part, said, strict=True):
+                texts[index] = text
+            traces.update(zip(part, traced, strict=bool(traced)))
+        return Answers(items, texts, [traces[index] for index in sorted(traces)])
+
+    def _generate(self, inputs: BatchFeature, method: VReason | None) -> tuple[torch.Tensor, list[Trace]]:
+        """The generated tokens, (batch, new tokens), and the traces, which the plain model has none of."""
+        options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
+        options["position_ids"] = trained_positions(self.model.config, **inputs)
+        prompt = inputs["input_ids"].shape[1]
+        if method is None:
+            with torch.inference_mode():
+                return self.model.generate(**inputs, **options)[:, prompt:], []
+        result = generate(self.model, method, **inputs, **options)
+        return result.sequences[:, prompt:], result.traces
 
 
 def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
@@ -102,29 +148,29 @@ def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
     return [video.permute(0, 2, 3, 1).round().to(torch.uint8).numpy() for video in videos]
 
 
-def _others(items: Sequence[Item], frames: list[np.ndarray]) -> list[np.ndarray]:
-    """Each question's frames exchanged for those of the next question of its kind."""
-    kinds = len(KINDS)
-    return [frames[(index + kinds) % (len(items) // kinds * kinds)] for index in range(len(items))]
+def standard_error(share: float, count: int) -> float:
+    """Of a share among ``count`` answers."""
+    return float(np.sqrt(share * (1 - share) / (count - 1)))
 
 
-def report(checkpoint: str, count: int) -> dict:
+def report(checkpoint: str | None, count: int) -> dict[str, Any]:
     """Accuracy on ``count`` test questions from files, from pictures in memory, and with another question's video."""
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    items = make_items("test", count)
+    reasoner, items = Reasoner.load(checkpoint), make_items("test", count)
     frames = frames_from_files(items)
-    result = evaluate(model, processor, items, frames=frames)
-    tokens = [len(ids) for ids in processor.tokenizer(result.texts)["input_ids"]]
+    # Each question's frames exchanged for those of the next question of its kind: kinds take turns.
+    whole = len(items) // len(KINDS) * len(KINDS)
+    others = [frames[(index + len(KINDS)) % whole] for index in range(len(items))]
+    answers = reasoner.answer(items, frames)
+    tokens = [len(ids) for ids in reasoner.processor.tokenizer(answers.texts)["input_ids"]]
     return {
         "questions": count,
-        "accuracy": result.accuracy,
-        "standard_error": float(np.sqrt(result.accuracy * (1 - result.accuracy) / (count - 1))),
-        "by_kind": result.by_kind,
-        "format_valid": result.format_valid,
+        "accuracy": answers.accuracy,
+        "standard_error": standard_error(answers.accuracy, count),
+        "by_kind": answers.by_kind,
+        "format_valid": answers.format_valid,
         "tokens": {"mean": float(np.mean(tokens)), "least": min(tokens), "most": max(tokens)},
-        "accuracy_from_memory": evaluate(model, processor, items).accuracy,
-        "accuracy_with_another_video": evaluate(model, processor, items, frames=_others(items, frames)).accuracy,
+        "accuracy_from_memory": reasoner.answer(items).accuracy,
+        "accuracy_with_another_video": reasoner.answer(items, others).accuracy,
     }
 
 
@@ -135,7 +181,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(json.dumps(report(args.checkpoint or str(checkpoint_dir()), args.questions), indent=2))
+    print(json.dumps(report(args.checkpoint, args.questions), indent=2))
 
 
 if __name__ == "__main__":

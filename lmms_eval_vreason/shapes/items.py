@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmms_eval_vreason.shapes.questions import KINDS, Question, ask
+from lmms_eval_vreason.shapes.questions import KINDS, SceneQuestion, ask
 from lmms_eval_vreason.shapes.render import render
 from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
 
@@ -16,12 +16,12 @@ class Item:
     split: str
     index: int
     scene: Scene
-    question: Question
+    question: SceneQuestion
     pictures: np.ndarray
 
 
 def make_item(split: str, index: int) -> Item:
-    """Question ``index`` of a split: the same on every machine; kinds take turns."""
+    """SceneQuestion ``index`` of a split: the same on every machine; kinds take turns."""
     rng = np.random.default_rng([list(SPLITS).index(split), index])
     kind = list(KINDS)[index % len(KINDS)]
     recipes = KINDS[kind][1]

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, LETTERS, NUMBERS, SHAPES
 from lmms_eval_vreason.shapes.world import Scene, Thing, cell_name
+
+T = TypeVar("T")
 
 OPENINGS = ("I see", "Look:", "There are")
 THINK_INSTRUCTION = "Think inside <think> </think>, answer inside <answer> </answer>."
@@ -21,7 +24,7 @@ def prompt_text(text: str, options: Sequence[str], *, direct: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """One question: its kind, text, four options, the right option's index, and the reasons for it."""
 
     kind: str
@@ -48,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A question before its options are drawn: ``near`` are wrong options to be taken before those of ``far``."""
+    """A question before its options are drawn. Wrong options come from ``near`` first, then from ``far``."""
 
     text: str
     answer: str
@@ -57,8 +60,8 @@ class _Draft:
     notes: Callable[[Thing], str] = lambda thing: thing.name
 
 
-def _pick(rng: np.random.Generator, things: list[Thing]) -> Thing | None:
-    return things[rng.integers(len(things))] if things else None
+def _pick(rng: np.random.Generator, things: Sequence[T]) -> T | None:
+    return things[int(rng.integers(len(things)))] if things else None
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:
@@ -71,7 +74,7 @@ def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    thing = _pick(rng, list(scene.things))
+    thing = scene.things[rng.integers(len(scene.things))]
     near = [other.shape for other in scene.things if other.shape != thing.shape]
     return _Draft(f"What shape is the {thing.colour} object?", thing.shape, near, list(SHAPES))
 
@@ -82,14 +85,13 @@ def _count(scene: Scene, rng: np.random.Generator) -> _Draft | None:
 
 
 def _from_to(thing: Thing) -> str:
-    seen = [cell for cell in thing.cells if cell is not None]
-    return f"{thing.name} from {cell_name(seen[0])} to {cell_name(seen[-1])}"
+    return f"{thing.name} from {cell_name(thing.seen[0])} to {cell_name(thing.seen[-1])}"
 
 
 def _path(thing: Thing) -> str:
-    """Every cell, whether that was a move, and how many moves there were."""
-    steps = (f"{cell_name(b)} {'stays' if a == b else 'moves'}" for a, b in pairwise(thing.cells))
-    return f"{thing.name} {cell_name(thing.cells[0])} {' '.join(steps)} {('none', *NUMBERS)[thing.hops]}"
+    """Every cell, whether the thing moved there, and how many moves there were."""
+    steps = (f"{cell_name(b)} {'stays' if a == b else 'moves'}" for a, b in pairwise(thing.seen))
+    return f"{thing.name} {cell_name(thing.seen[0])} {' '.join(steps)} {('none', *NUMBERS)[thing.hops]}"
 
 
 def _moment(thing: Thing) -> str:
@@ -100,7 +102,7 @@ def _fate(thing: Thing) -> str:
     return f"{thing.name} {'gone' if thing.disappears else 'stays'}"
 
 
-# How a thing can be noted, and the scenes whose every thing can be noted so.
+# Ways to take a note of a thing, and whether every thing of a scene can be noted that way.
 NOTES: tuple[tuple[Callable[[Thing], str], Callable[[Scene], bool]], ...] = (
     (_from_to, lambda scene: True),
     (_path, lambda scene: all(None not in thing.cells for thing in scene.things)),
@@ -110,11 +112,12 @@ NOTES: tuple[tuple[Callable[[Thing], str], Callable[[Scene], bool]], ...] = (
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    thing = _pick(rng, [thing for thing in scene.things if thing.direction])
-    if thing is None:
+    found = _pick(rng, [(thing, way) for thing in scene.things if (way := thing.direction)])
+    if found is None:
         return None
+    thing, way = found
     text = f"Which way does the {thing.colour} object move?"
-    return _Draft(text, thing.direction, [], list(DIRECTIONS), lambda other: _from_to(other) if other is thing else "")
+    return _Draft(text, way, [], list(DIRECTIONS), lambda other: _from_to(other) if other is thing else "")
 
 
 def _which(scene: Scene, happens: str, things: list[Thing], notes: Callable[[Thing], str]) -> _Draft | None:
@@ -152,7 +155,7 @@ def _disappears(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     return _which(scene, "disappears", gone, _fate)
 
 
-# kind: (how it is asked, the recipes whose scenes can be asked it)
+# kind: (how it is asked, the recipes of the scenes that suit it)
 KINDS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Draft | None], tuple[str, ...]]] = {
     "colour": (_colour, ("move", "race", "order", "vanish")),
     "shape": (_shape, ("move", "race", "order", "vanish")),
@@ -166,13 +169,13 @@ KINDS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Draft | None], tu
 }
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> SceneQuestion | None:
     """A question of ``kind`` on ``scene``, or None if the scene has no single answer to it.
 
-    Wrong options are things, colours or shapes of the same clip first. The four options stand in random order.
+    Wrong options come from the same clip first. The four options stand in random order.
 
     Raises:
-        ValueError: if the kind is unknown.
+        ValueError: The kind is unknown.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: known are {', '.join(KINDS)}")
@@ -185,4 +188,4 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     options = rng.permutation([draft.answer, *wrong]).tolist()
     notes = [note for note in map(draft.notes, scene.things) if note]
     reasons = f"{OPENINGS[rng.integers(len(OPENINGS))]} {', '.join(notes)}."
-    return Question(kind, draft.text, tuple(options), options.index(draft.answer), reasons)
+    return SceneQuestion(kind, draft.text, tuple(options), options.index(draft.answer), reasons)

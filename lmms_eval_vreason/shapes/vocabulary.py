@@ -3,23 +3,12 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-# The special tokens of Qwen2.5-VL, in its order.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+# Qwen2.5-VL's, in its order.
+_SPECIAL_NAMES = """
+endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end vision_start vision_end
+vision_pad image_pad video_pad
+"""
+SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _SPECIAL_NAMES.split())
 LETTERS = ("A", "B", "C", "D")
 # One token each, and ordinary text: decoding with ``skip_special_tokens`` keeps them. An option's mark is one token,
 # line break and all, so that it stands right beside the options' words, where a model of few layers finds it.

@@ -2,11 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, ROWS, SHAPES
 
+# Of one thing: its (row, column) at each moment, None while it is out of sight.
+Cells = tuple[tuple[int, int] | None, ...]
 MOMENTS = 4
 SIDE = 3  # cells a side
 
@@ -20,11 +23,11 @@ _MOST = {"race": 3, "order": MOMENTS}  # things in one scene, where fewer than f
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: where it is at each moment, ``None`` while it is out of sight."""
+    """One object, and where it is at each moment."""
 
     colour: str
     shape: str
-    cells: tuple[tuple[int, int] | None, ...]
+    cells: Cells
 
     @property
     def name(self) -> str:
@@ -32,7 +35,7 @@ class Thing:
 
     @property
     def appears(self) -> int:
-        """The first moment at which it is seen, from 0."""
+        """The first moment at which it is seen, counted from 0."""
         return next(moment for moment, cell in enumerate(self.cells) if cell is not None)
 
     @property
@@ -40,18 +43,19 @@ class Thing:
         return self.cells[-1] is None
 
     @property
+    def seen(self) -> list[tuple[int, int]]:
+        """Its cells from its first moment to its last."""
+        return [cell for cell in self.cells if cell is not None]
+
+    @property
     def hops(self) -> int:
         """How often it changes its cell."""
-        return sum(a is not None and b is not None and a != b for a, b in zip(self.cells, self.cells[1:], strict=False))
+        return sum(a != b for a, b in pairwise(self.seen))
 
     @property
     def direction(self) -> str | None:
         """The one direction of all its hops; None if it stays or turns."""
-        steps = {
-            (b[0] - a[0], b[1] - a[1])
-            for a, b in zip(self.cells, self.cells[1:], strict=False)
-            if a is not None and b is not None and a != b
-        }
+        steps = {(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(self.seen) if a != b}
         return next((name for name, step in _STEPS.items() if steps == {step}), None)
 
 
@@ -72,51 +76,45 @@ def cell_name(cell: tuple[int, int]) -> str:
     return f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
 
 
-def _walk(rng: np.random.Generator, hops: int) -> tuple[tuple[int, int], ...]:
+def _walk(rng: np.random.Generator, hops: int) -> Cells:
     """A path with ``hops`` hops between the moments: one direction for up to two hops, back and forth for three."""
     direction = np.array(_STEPS[DIRECTIONS[rng.integers(4)]])
     start = rng.integers(SIDE, size=2)
     axis = int(np.flatnonzero(direction)[0])
     reach = min(hops, SIDE - 1)
-    room = SIDE - reach  # how many starts leave room for the whole way
-    offset = rng.integers(room)
+    offset = rng.integers(SIDE - reach)  # a start that leaves room for the whole way
     start[axis] = offset if direction[axis] > 0 else SIDE - 1 - offset
     when = set(rng.choice(MOMENTS - 1, size=hops, replace=False).tolist())
-    cells, here, done = [tuple(start.tolist())], start, 0
+    cells, done = [start], 0
     for gap in range(MOMENTS - 1):
-        if gap in when:
-            done += 1
-            here = here + (direction if done < SIDE else -direction)
-        cells.append(tuple(here.tolist()))
-    return tuple(cells)
+        done += gap in when
+        cells.append(cells[-1] + (gap in when) * (direction if done < SIDE else -direction))
+    return tuple((int(row), int(column)) for row, column in cells)
 
 
-def _stand(rng: np.random.Generator, first: int = 0, last: int = MOMENTS) -> tuple[tuple[int, int] | None, ...]:
+def _stand(rng: np.random.Generator, first: int = 0, last: int = MOMENTS) -> Cells:
     """Stays in one cell from moment ``first`` up to, not including, ``last``."""
-    cell = tuple(rng.integers(SIDE, size=2).tolist())
-    return tuple(cell if first <= moment < last else None for moment in range(MOMENTS))
+    row, column = rng.integers(SIDE, size=2).tolist()
+    return tuple((row, column) if first <= moment < last else None for moment in range(MOMENTS))
 
 
-def _paths(rng: np.random.Generator, recipe: str, count: int) -> list[tuple]:
-    """The paths of ``count`` things under a recipe."""
-    if recipe == "move":
-        chosen = [_walk(rng, int(rng.integers(1, 3)))]
-        if count > 2 and rng.random() < 0.3:
-            chosen.append(_stand(rng, first=int(rng.integers(1, MOMENTS))))
-    elif recipe == "race":
-        fewer, more = sorted(rng.choice((1, 2, 3), size=2, replace=False).tolist())
-        chosen = [_walk(rng, fewer), _walk(rng, more)]
-    elif recipe == "order":
+def _paths(rng: np.random.Generator, recipe: str, count: int) -> list[Cells]:
+    """The cells of ``count`` things under a recipe."""
+    if recipe == "order":
         starts = rng.choice(MOMENTS, size=count, replace=False)
         return [_stand(rng, first=int(start)) for start in starts]
+    if recipe == "race":
+        fewer, more = sorted(rng.choice((1, 2, 3), size=2, replace=False).tolist())
+        chosen = [_walk(rng, fewer), _walk(rng, more)]
     else:
-        chosen = [_stand(rng, last=int(rng.integers(1, MOMENTS)))]
+        moves = recipe == "move"
+        chosen = [_walk(rng, int(rng.integers(1, 3))) if moves else _stand(rng, last=int(rng.integers(1, MOMENTS)))]
         if count > 2 and rng.random() < 0.3:
             chosen.append(_stand(rng, first=int(rng.integers(1, MOMENTS))))
     return chosen + [_stand(rng) for _ in range(count - len(chosen))]
 
 
-def _collides(paths: list[tuple]) -> bool:
+def _collides(paths: list[Cells]) -> bool:
     return any(
         len(seen) != len(set(seen))
         for seen in ([path[moment] for path in paths if path[moment] is not None] for moment in range(MOMENTS))
@@ -130,7 +128,7 @@ def make_scene(rng: np.random.Generator, recipe: str, split: str) -> Scene:
     ``vanish``: one disappears. Two to five things each (``race`` up to three, ``order`` up to four).
 
     Raises:
-        ValueError: if the recipe or the split is unknown.
+        ValueError: The recipe or the split is unknown.
     """
     if recipe not in RECIPES or split not in SPLITS:
         raise ValueError(f"recipe={recipe!r}, split={split!r}: known are {RECIPES} and {tuple(SPLITS)}")

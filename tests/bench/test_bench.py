@@ -42,7 +42,7 @@ def test_published_shapes_have_their_published_sizes():
     sizes = {"3b": 3.09, "7b": 7.62, "32b": 32.76, "72b": 72.7}
     for name, billions in sizes.items():
         shape = SHAPES[name]
-        embedding = 0 if shape.tied else shape.head_weights()
+        embedding = 0 if shape.tie_word_embeddings else shape.head_weights()
         assert (shape.weights() + embedding) / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
@@ -214,7 +214,7 @@ def test_command(tmp_path, capsys):
         (["--shape", "tiny", "--layers", "9"], "--layers 9: this shape has 1 to 4 layers"),
         (["--device", "cuda:77"], "--device cuda:77: torch sees"),
         (["--compiled", "--device", "cpu"], "--compiled on cpu: plain generate compiles on CUDA only"),
-        (["--device", "gpu"], "--device gpu is none that torch knows"),
+        (["--device", "gpu"], "--device gpu: torch has no such device"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):

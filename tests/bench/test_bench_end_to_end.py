@@ -14,25 +14,25 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from lmms_eval_vreason.bench import end_to_end
-from lmms_eval_vreason.bench.command_runs import PARTS, Entry, Measurement, Settings, command, read_measurement
-from lmms_eval_vreason.bench.end_to_end import OFF, STOCK, Delay, entries
-from lmms_eval_vreason.bench.end_to_end_tables import delays, show, summary
-from lmms_eval_vreason.bench.fixture import Fixture, build
+from lmms_eval_vreason.bench.command_runs import PARTS, Measurement, Row, Setup, command, read_measurement
+from lmms_eval_vreason.bench.end_to_end import Delay, all_rows
+from lmms_eval_vreason.bench.end_to_end_tables import OFF, STOCK, delays, show, summary
+from lmms_eval_vreason.bench.fixture import Fixture
 from lmms_eval_vreason.bench.probe import Stopwatches, peak_resident_bytes
 from lmms_eval_vreason.bench.sizes import SHAPES
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.journal.writer import Journal
 
-STOCK_ROW = Entry(STOCK, "qwen2_5_vl", "", 1, "bfloat16")
-OFF_ROW = Entry(OFF, "qwen2_5_vl_vreason", "", 4, "bfloat16")
-STEERED_ROW = Entry("ours, V-Reason", "qwen2_5_vl_vreason", "", 4, "bfloat16")
+STOCK_ROW = Row(STOCK, "qwen2_5_vl", "", 1, "bfloat16")
+OFF_ROW = Row(OFF, "qwen2_5_vl_vreason", "", 4, "bfloat16")
+STEERED_ROW = Row("ours, V-Reason", "qwen2_5_vl_vreason", "", 4, "bfloat16")
 
 
 @pytest.fixture(scope="module")
 def fixture(tmp_path_factory) -> Fixture:
     folder = tmp_path_factory.mktemp("fixture")
     shape = SHAPES["narrow"].cut(2)
-    return build(folder, shape=shape, vision=False, videos=2, questions=5, video_tokens=70, device="cpu")
+    return Fixture(folder, videos=2, questions=5, asked_tokens=70).write(shape, "cpu")
 
 
 def test_the_fixture_has_its_questions_and_video_tokens(fixture):
@@ -52,7 +52,7 @@ def test_the_fixture_has_its_questions_and_video_tokens(fixture):
 
 def test_the_same_arguments_give_the_same_fixture(fixture, tmp_path):
     shape = SHAPES["narrow"].cut(2)
-    again = build(tmp_path, shape=shape, vision=False, videos=2, questions=5, video_tokens=70, device="cpu")
+    again = Fixture(tmp_path, videos=2, questions=5, asked_tokens=70).write(shape, "cpu")
     for name in ("0.mp4", "1.mp4", "checkpoint/model.safetensors"):
         assert (again.folder / name).read_bytes() == (fixture.folder / name).read_bytes()
 
@@ -102,16 +102,16 @@ def test_peak_memory_is_of_this_process():
 
 
 def test_the_command_holds_what_all_rows_share(fixture, tmp_path):
-    settings = Settings(fixture, "cpu", "sdpa", tokens=17, threads=1)
-    rows = entries([1, 4], None, "cpu")
+    setup = Setup(fixture, "cpu", "sdpa", tokens=17, threads=1)
+    rows = all_rows([1, 4], None, "cpu")
     assert [row.batch for row in rows if row.name == STOCK] == [1]
     # Each class in what it loads by itself, or both in one dtype.
     assert {row.dtype for row in rows if row.name == STOCK} == {"bfloat16"}
     assert {row.dtype for row in rows if row.name != STOCK} == {"float32"}
-    assert {row.dtype for row in entries([1], None, "cuda")} == {"bfloat16"}
-    assert {row.dtype for row in entries([1], "float16", "cpu")} == {"float16"}
+    assert {row.dtype for row in all_rows([1], None, "cuda")} == {"bfloat16"}
+    assert {row.dtype for row in all_rows([1], "float16", "cpu")} == {"float16"}
     for row in rows:
-        line = command(row, settings, tmp_path, delay=0.5)
+        line = command(row, setup, tmp_path, delay=0.5)
         shared = line[line.index("--model_args") + 1]
         assert f"min_pixels={fixture.side**2},max_pixels={fixture.side**2},max_num_frames=32" in shared
         assert line[line.index("--gen_kwargs") + 1] == "max_new_tokens=17"
@@ -147,9 +147,11 @@ def write_run(folder: Path, *, journal: bool, samples: int = 3, tokens: int = 8,
 
 def test_a_stock_run_becomes_figures(tmp_path):
     run = read_measurement(write_run(tmp_path / "run", journal=False), 1000.0, 1025.0, samples=3)
-    assert (run.command, run.loading, run.phase, run.cpu) == (25, 10, 10, 9)
-    assert run.parts == {"reading": 0.75, "vision": 1, "prefill": 2, "ordinary": 4, "due": 0, "rest": 2.25}
-    assert (run.readings, run.background, run.vision_runs, run.peak_bytes) == (3, 0, 3, 5000)
+    assert run.seconds == {
+        **{"command": 25, "loading": 10, "phase": 10, "scoring": 5, "cpu": 9, "reading_in_background": 0},
+        **{"reading": 0.75, "vision": 1, "prefill": 2, "ordinary": 4, "due": 0, "rest": 2.25},
+    }
+    assert (run.readings, run.vision_runs, run.peak_bytes) == (3, 3, 5000)
     assert run.outputs == {doc: (8, f"text {doc}") for doc in range(3)}
     assert run.tokens == 24
 
@@ -157,9 +159,10 @@ def test_a_stock_run_becomes_figures(tmp_path):
 def test_our_run_is_split_by_its_journal(tmp_path):
     run = read_measurement(write_run(tmp_path / "run", journal=True), 1000.0, 1025.0, samples=3)
     expected = {"reading": 0.75, "vision": 0.375, "prefill": 0.75, "ordinary": 3, "due": 1.5, "rest": 3.625}
-    assert run.parts == pytest.approx(expected)
-    assert sum(run.parts.values()) == pytest.approx(run.phase)
-    assert (run.readings, run.background, run.vision_runs, run.peak_bytes) == (2, 1.5, 1, 7000)
+    parts = {part: run.seconds[part] for part in PARTS}
+    assert parts == pytest.approx(expected)
+    assert sum(parts.values()) == pytest.approx(run.seconds["phase"])
+    assert (run.readings, run.seconds["reading_in_background"], run.vision_runs, run.peak_bytes) == (2, 1.5, 1, 7000)
 
 
 @pytest.mark.parametrize(
@@ -181,19 +184,19 @@ def test_a_run_that_is_not_whole_is_refused(journal, error, missing, message, tm
 
 def measurement(phase: float, *, tokens: int = 8, text: str = "a", due: float = 0.0) -> Measurement:
     parts = dict.fromkeys(PARTS, 0.0) | {"ordinary": phase * 0.75 - due, "due": due, "rest": phase * 0.25}
+    seconds = {"command": phase + 10, "loading": 8, "phase": phase, "scoring": 2, "cpu": phase / 2}
     outputs = {0: (tokens, "a"), 1: (tokens, text)}
-    return Measurement(phase + 10, 8, phase, phase / 2, parts, 4, 0.5, 1, outputs, int(phase * 100), "sdpa")
+    return Measurement({**seconds, "reading_in_background": 0.5, **parts}, 4, 1, int(phase * 100), "sdpa", outputs)
 
 
 def test_rounds_become_rows():
     """Ratios are of the same round; medians and the spread are over rounds."""
-    rows = [STOCK_ROW, OFF_ROW, STEERED_ROW]
     measured = {
         STOCK_ROW: [measurement(8), measurement(20), measurement(12)],
         OFF_ROW: [measurement(4), measurement(5), measurement(4)],
         STEERED_ROW: [measurement(8, text="b", due=5), measurement(5, due=3), measurement(5, due=3)],
     }
-    stock, off, steered = summary(rows, measured, STOCK, OFF, 8)
+    stock, off, steered = summary(measured, 8)
     assert stock["ratios"]["stock"] == {"median": 1, "lowest": 1, "highest": 1}
     assert off["ratios"]["stock"] == {"median": 3, "lowest": 2, "highest": 4}
     assert off["ratios"]["stock_command"]["lowest"] == pytest.approx(18 / 14)
@@ -213,7 +216,7 @@ def test_rounds_become_rows():
 @pytest.mark.parametrize("short", [STOCK_ROW, OFF_ROW])
 def test_no_ratio_where_the_tokens_are_not_equal(short, capsys):
     measured = {row: [measurement(4, tokens=7 if row is short else 8)] for row in (STOCK_ROW, OFF_ROW)}
-    rows = summary([STOCK_ROW, OFF_ROW], measured, STOCK, OFF, 8)
+    rows = summary(measured, 8)
     assert rows[1]["ratios"]["stock"] is None
     show(report(rows, []))
     assert "1.00" not in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| ours"))
@@ -236,10 +239,10 @@ def report(rows: list[dict], slowed: list[dict]) -> dict:
 def test_delays_are_set_beside_the_same_round(capsys):
     measured = {STOCK_ROW: [measurement(8), measurement(10)], OFF_ROW: [measurement(4), measurement(5)]}
     delayed = {STOCK_ROW: [(1.0, measurement(12)), (1.0, measurement(15))], OFF_ROW: []}
-    (row,) = delays([STOCK_ROW, OFF_ROW], measured, delayed)
+    (row,) = delays(measured, delayed)
     assert (row["growth"], row["growth_spread"]) == (0.5, [0.5, 0.5])
     assert row["growth_of_the_first"] == pytest.approx((1 / 8 + 1 / 10) / 2)
-    show(report(summary([STOCK_ROW, OFF_ROW], measured, STOCK, OFF, 8), [row]))
+    show(report(summary(measured, 8), [row]))
     assert "50.0% [50.0%, 50.0%]" in capsys.readouterr().out
 
 
@@ -274,7 +277,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(monkeypatch, tmp_path):
     usage = SimpleNamespace(free=2**20)
     monkeypatch.setattr(end_to_end.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(ValueError, match="set TMPDIR to a folder with room, or give --layers"):
-        end_to_end._check_room(SHAPES["medium"], SimpleNamespace(shape="medium"), "cpu", tmp_path)
+        end_to_end._check_room(SHAPES["medium"], "medium", "cpu", tmp_path)
 
 
 @pytest.mark.cli

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.shapes import checkpoint_dir
-from lmms_eval_vreason.shapes.evaluate import MAX_NEW_TOKENS, evaluate, prepare
+from lmms_eval_vreason.shapes.evaluate import Reasoner
 from lmms_eval_vreason.shapes.items import make_items
 from lmms_eval_vreason.shapes.render import sampled
 
@@ -17,9 +16,7 @@ MEBIBYTE = 2**20
 
 @pytest.fixture(scope="module")
 def shapes():
-    folder = checkpoint_dir()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoProcessor.from_pretrained(folder)
+    return Reasoner.load()
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +26,9 @@ def items():
 
 @pytest.fixture(scope="module")
 def traced(shapes, items):
-    """Each policy's generation on the same questions."""
-    model, processor = shapes
-    inputs = prepare(processor, items, [sampled(item.pictures) for item in items])
+    """Each policy's answers to the same questions."""
     return {
-        policy: VReason(policy=policy, learning_rate=0.03).generate(
-            model, **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
-        )
+        policy: shapes.answer(items, method=VReason(policy=policy, learning_rate=0.03))
         for policy in ("off", "switch", "minimize", "maximize")
     }
 
@@ -55,10 +48,9 @@ def test_the_command_prints_the_folder(capsys):
 
 
 def test_it_answers_in_form_and_from_the_video(shapes, items):
-    model, processor = shapes
     frames = [sampled(item.pictures) for item in items]
-    own = evaluate(model, processor, items, frames=frames, progress=False)
-    others = evaluate(model, processor, items, frames=frames[9:] + frames[:9], progress=False)
+    own = shapes.answer(items, frames)
+    others = shapes.answer(items, frames[9:] + frames[:9])
     assert own.format_valid >= 0.99
     assert own.accuracy >= 0.9
     assert others.accuracy <= 0.5

@@ -10,8 +10,7 @@ import pytest
 from datasets import Dataset
 
 from lmms_eval_vreason.paths import tasks_dir
-from lmms_eval_vreason.shapes.demo import Row, side_by_side
-from lmms_eval_vreason.shapes.sweep import BASE, Answers, describe, paired, settings, table
+from lmms_eval_vreason.shapes.training.sweep import BASE, SettingResult, describe, paired, settings, table
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_only_the_exact_letter_counts_tagged_or_not(utils, said, score):
 
 
 def _answers(method, right):
-    return Answers(describe(method), len(right), right, [str(hit) for hit in right], 30.0, 0.3, 12.0, 0.02, 1.0)
+    return SettingResult(describe(method), len(right), right, [str(hit) for hit in right], 30.0, 0.3, 12.0, 0.02, 1.0)
 
 
 def test_the_sweep_pairs_every_setting_with_the_base_model():
@@ -55,14 +54,25 @@ def test_the_sweep_pairs_every_setting_with_the_base_model():
     assert "25.0 ± 25.0" in lines[2]
     assert "+50.0 ± 28.9" in lines[3]
     assert "50.0%" in lines[3]
-    assert lines[3].endswith("| 12.0 | 0.020 |")
+    assert [cell.strip() for cell in lines[3].split("|")[-3:-1]] == ["12.0", "0.020"]
 
 
-def test_the_demo_sets_both_runs_side_by_side():
-    rows = [Row("base", 8, 62.5, 18.3, 30.5, 0.25, 0.0), Row("V-Reason", 8, 75.0, 16.4, 31.0, 0.2, 15.5)]
-    built = side_by_side(rows)
-    assert [list(column.cells) for column in built.columns][1] == ["62.5 ± 18.3", "75.0 ± 16.4"]
-    assert "8 held-out questions" in built.title
+@pytest.mark.cli
+@pytest.mark.slow
+def test_the_demo_runs_both_and_ends_with_the_path_of_its_report(tmp_path):
+    """Two runs of lmms-eval's command, base and V-Reason, and the report on both."""
+    command = [sys.executable, "-m", "lmms_eval_vreason.shapes.demo", "--questions", "4", "--batch-size", "4"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "LMMS_EVAL_VREASON_CACHE": str(tmp_path / "cache")}
+    command += ["--output", str(tmp_path / "demo")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    page = tmp_path / "demo" / "report.html"
+    assert lines[-1] == str(page)
+    assert "V-Reason" in page.read_text() or "vreason" in page.read_text()
+    scores = [line for line in lines if line.split()[:1] in (["shapes"], ["vreason"])]
+    assert any("base" in line for line in scores)
+    assert any("vreason" in line for line in scores)
 
 
 @pytest.mark.cli

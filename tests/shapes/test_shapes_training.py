@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from lmms_eval_vreason.families.positions import trained_positions
-from lmms_eval_vreason.shapes import train
-from lmms_eval_vreason.shapes.batches import drill_batch, video_batch
+from lmms_eval_vreason.shapes.architecture import Sizes
 from lmms_eval_vreason.shapes.evaluate import prepare
 from lmms_eval_vreason.shapes.items import make_items
 from lmms_eval_vreason.shapes.render import sampled
+from lmms_eval_vreason.shapes.training import train
+from lmms_eval_vreason.shapes.training.batches import drill_batch, video_batch
 
 SMALL = ["--drill-steps", "2", "--steps", "2", "--drill-rows", "2", "--clips", "2", "--log-every", "1"]
 
 
 @pytest.fixture
 def small_sizes(monkeypatch):
-    sizes = {"layers": 2, "hidden_size": 32, "heads": 4, "kv_heads": 2, "vision_hidden_size": 16, "vision_heads": 2}
-    monkeypatch.setattr(train, "SIZES", sizes)
+    monkeypatch.setattr(train, "SIZES", Sizes(hidden_size=32, vision_hidden_size=16))
 
 
 def _run(folder, *more):
-    return train.Run(train.parser().parse_args(["--output", str(folder), *SMALL, *more]))
+    return train.Training(train.parser().parse_args(["--output", str(folder), *SMALL, *more]))
 
 
 @pytest.mark.parametrize("narrated", [False, True])

@@ -1,13 +1,15 @@
-"""Training batches: several questions a clip, whose video and shared prefix are computed once."""
+"""Training batches: several questions on each clip, whose video and shared prefix are computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 
-from lmms_eval_vreason.shapes.questions import KINDS, NOTES, Question, ask
+from lmms_eval_vreason.shapes.questions import KINDS, NOTES, SceneQuestion, ask
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, LETTERS, NUMBERS, ROWS, SHAPES, words
 from lmms_eval_vreason.shapes.world import MOMENTS, RECIPES, SIDE, Scene, make_scene
@@ -28,8 +30,8 @@ _READINGS = (*SHAPES, *ROWS, *COLUMNS, *_DERIVED, "gone")
 class Segments:
     """Token rows that follow a shared prefix, right-padded.
 
-    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` gives each row's
-    clip, ``gap`` how many positions lie between the prefix and the row.
+    ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` is each row's
+    clip, ``gap`` the number of positions between the prefix and the row.
     """
 
     ids: torch.Tensor
@@ -54,24 +56,26 @@ class Batch:
 class Layout:
     """The chat template cut at the end of the video: the shared prefix, and what surrounds a prompt after it."""
 
-    def __init__(self, processor, pixels: np.ndarray):
-        """``pixels``: the frames of any clip, ``(8, 84, 84, 3)``; all clips have its shape."""
+    def __init__(self, processor: Any, pixels: np.ndarray) -> None:
+        """``pixels``: The frames of any clip, ``(8, 84, 84, 3)``; all clips have its shape."""
         self.processor = processor
         content = [{"type": "video"}, {"type": "text", "text": "\0"}]
         chat = [{"role": "user", "content": content}]
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         before, self.after_prompt = text.split("\0")
         inputs = self.encode_videos([pixels])
-        tokens = int(inputs["video_grid_thw"].prod()) // processor.video_processor.merge_size**2
+        self.grid_thw = inputs["video_grid_thw"]
+        tokens = int(self.grid_thw.prod()) // processor.video_processor.merge_size**2
         before = before.replace(processor.video_token, processor.video_token * tokens)
         self.prefix = torch.tensor(processor.tokenizer(before)["input_ids"])
 
-    def encode_videos(self, clips: list[np.ndarray]):
-        return self.processor.video_processor(
+    def encode_videos(self, clips: list[np.ndarray]) -> BatchFeature:
+        inputs: BatchFeature = self.processor.video_processor(
             videos=[torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips],
             do_sample_frames=False,
             return_tensors="pt",
         )
+        return inputs
 
     def segment(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one prompt and response, ended by ``<|im_end|>``."""
@@ -82,8 +86,8 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One row before padding; see :class:`Segments`."""
+class _Segment:
+    """One of :class:`Segments`, before padding."""
 
     ids: list[int]
     labels: list[int]
@@ -91,14 +95,14 @@ class _Row:
     gap: int = 0
 
 
-def _pad(rows: Sequence[_Row], pad: int) -> Segments:
+def _pad(rows: Sequence[_Segment], pad: int) -> Segments:
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows])
     labels = torch.tensor([row.labels + [_IGNORED] * (longest - len(row.labels)) for row in rows])
     return Segments(ids, labels, torch.tensor([row.clip for row in rows]), torch.tensor([row.gap for row in rows]))
 
 
-def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[Question]:
+def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[SceneQuestion]:
     """At most ``most`` questions: first what the recipe is for, then what any scene can be asked."""
     allowed = [kind for kind, (_, recipes) in KINDS.items() if recipe in recipes]
     special = [kind for kind in allowed if len(KINDS[kind][1]) == 1]
@@ -114,7 +118,7 @@ NAME_SETS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS, NUMBERS
 
 def name_cells(scene: Scene) -> list[tuple[str, ...]]:
     """For each video token in order: the colour and shape of what its cell shows, its row, column and moment."""
-    named = []
+    named: list[tuple[str, ...]] = []
     for moment, row, column in np.ndindex(MOMENTS, SIDE, SIDE):
         seen = [thing for thing in scene.things if thing.cells[moment] == (row, column)]
         what = (seen[0].colour, seen[0].shape) if seen else ("nothing", "nothing")
@@ -123,7 +127,7 @@ def name_cells(scene: Scene) -> list[tuple[str, ...]]:
 
 
 @cache
-def _ids(tokenizer, words_: tuple[str, ...]) -> set[int]:
+def _ids(tokenizer: Any, words_: tuple[str, ...]) -> set[int]:
     """The ids of words with a space before them."""
     return {ids[0] for ids in tokenizer([f" {word}" for word in words_])["input_ids"]}
 
@@ -132,10 +136,10 @@ def _only(ids: list[int], wanted: set[int]) -> list[int]:
     return [token if token in wanted else _IGNORED for token in ids]
 
 
-def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int) -> _Row:
+def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int) -> _Segment:
     """Notes on all things of a clip, in random order and of random style; only what is read off the clip is learnt.
 
-    A question's chain of thought reads the clip a few times; this does nothing else, so that reading is learnt sooner.
+    A question's chain of thought reads the clip a few times; a narration does nothing else and teaches it sooner.
     The gap puts it as far from the clip as a prompt would.
     """
     tokenizer = layout.processor.tokenizer
@@ -145,7 +149,7 @@ def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int
         note = styles[rng.integers(len(styles))]
         notes += [note(scene.things[index]) for index in rng.permutation(len(scene.things))]
     ids = tokenizer(" " + ", ".join(notes))["input_ids"]
-    return _Row(ids, _only(ids, _ids(tokenizer, _READINGS)), clip, int(rng.integers(_FARTHEST)))
+    return _Segment(ids, _only(ids, _ids(tokenizer, _READINGS)), clip, int(rng.integers(_FARTHEST)))
 
 
 def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3, narrated: bool) -> Batch:
@@ -161,7 +165,7 @@ def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups:
         for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP - narrated):
             direct = bool(rng.random() < _DIRECT_SHARE)
             ids, labels = layout.segment(question.prompt(direct=direct), question.response(direct=direct))
-            rows.append(_Row(ids, labels, clip))
+            rows.append(_Segment(ids, labels, clip))
         if narrated:
             rows.append(_narration(layout, rng, scene, clip))
     rows.sort(key=lambda row: len(row.ids))
@@ -180,17 +184,17 @@ _OPTION_WORDS = [*COLOURS, *SHAPES, *DIRECTIONS, *NUMBERS[1:5]]
 _OTHER_WORDS = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
 
 
-def _look_ups(tokenizer, rng: np.random.Generator, vocabulary: list[str]) -> _Row:
-    """Four lettered options, then twelve times one of them and its letter; only the letters are to be foretold."""
+def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -> _Segment:
+    """Four lettered options, then twelve times one of them and its letter; only the letters are to be predicted."""
     options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
     marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
     said = "".join(f" {options[index]} {LETTERS[index]}" for index in rng.integers(len(LETTERS), size=12))
     ids = tokenizer(f"{marked}\n{said}")["input_ids"]
-    return _Row(ids, _only(ids, _ids(tokenizer, LETTERS)))
+    return _Segment(ids, _only(ids, _ids(tokenizer, LETTERS)))
 
 
-def _conclusion(layout: Layout, rng: np.random.Generator) -> _Row:
-    """A question with its chain of thought but no clip; only what follows from the notes is to be foretold."""
+def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
+    """A question with its chain of thought but no clip; only what follows from the notes is to be predicted."""
     tokenizer, question = layout.processor.tokenizer, None
     while question is None:
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
@@ -199,15 +203,15 @@ def _conclusion(layout: Layout, rng: np.random.Generator) -> _Row:
     ids, labels = layout.segment(question.prompt(), question.response())
     end = ids.index(tokenizer(".")["input_ids"][0], next(at for at, label in enumerate(labels) if label != _IGNORED))
     derived = _ids(tokenizer, _DERIVED) if question.kind == "more" else set()
-    return _Row(ids, [_IGNORED if at < end and ids[at] not in derived else label for at, label in enumerate(labels)])
+    given = (at < end and token not in derived for at, token in enumerate(ids))
+    return _Segment(ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)])
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, conclusions: bool) -> Segments:
     """Text alone: look-ups of an option's letter, half among the world's options, half among any words.
 
-    Looking the letter up is what a tiny model learns after a long plateau, for it needs all parts of the way at once.
-    Many look-ups in a short row get over it soonest. With ``conclusions`` half the rows are questions whose notes are
-    given, to be concluded from.
+    A tiny model learns to look the letter up only after a long plateau, because it needs all of the steps at once. Many
+    look-ups in a short row shorten it most. With ``conclusions`` half of the rows are questions whose notes are given.
     """
     tokenizer = layout.processor.tokenizer
     drilled = rows // 2 if conclusions else rows

@@ -1,8 +1,9 @@
-"""Trains the shapes checkpoint from nothing: ``python -m lmms_eval_vreason.shapes.train --output runs/shapes``.
+"""Trains the shapes checkpoint from scratch.
 
-First a drill on text alone (an option's word → its letter), then questions on clips, each clip narrated besides until
-the last part. The run is driven by steps, every step draws its data from (seed, step), and a stopped run goes on from
-its last state.
+    python -m lmms_eval_vreason.shapes.training.train --output runs/shapes
+
+First a drill on text alone (an option's word → its letter), then questions on clips. Each clip is narrated as well,
+except in the last part. Every step draws its data from (seed, step), and a stopped run resumes from its last state.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import csv
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +22,33 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes.architecture import (
+    Sizes,
     build_config,
     build_generation_config,
     build_processor,
     save_checkpoint,
 )
-from lmms_eval_vreason.shapes.batches import NAME_SETS, Batch, Layout, Segments, drill_batch, video_batch
-from lmms_eval_vreason.shapes.evaluate import evaluate
-from lmms_eval_vreason.shapes.items import make_items
+from lmms_eval_vreason.shapes.evaluate import Reasoner
+from lmms_eval_vreason.shapes.items import Item, make_items
 from lmms_eval_vreason.shapes.render import render, sampled
+from lmms_eval_vreason.shapes.training.batches import NAME_SETS, Batch, Layout, Segments, drill_batch, video_batch
 from lmms_eval_vreason.shapes.world import make_scene
 
-SIZES = {
-    "layers": 4,
-    "hidden_size": 128,
-    "heads": 4,
-    "kv_heads": 2,
-    "intermediate_size": 384,
-    "vision_layers": 2,
-    "vision_hidden_size": 64,
-    "vision_heads": 2,
-    "rope_theta": 1e4,
-}
+SIZES = Sizes(
+    layers=4,
+    hidden_size=128,
+    heads=4,
+    kv_heads=2,
+    intermediate_size=384,
+    vision_layers=2,
+    vision_hidden_size=64,
+    vision_heads=2,
+    rope_theta=1e4,
+)
 
 
 def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of the response tokens, and how many they are; ``hidden`` is ``(rows, tokens, size)``."""
+    """Summed cross-entropy of the response tokens, and their number; ``hidden`` is ``(rows, tokens, size)``."""
     labels = segments.labels[:, 1:]
     wanted = labels != -100
     logits = head(hidden[:, :-1][wanted])
@@ -53,11 +56,12 @@ def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> 
 
 
 class Learner:
-    """The model with what a training step needs: the layout of the chat and the prefix's rotary positions."""
+    """The model with what a training step needs: the chat's layout and the rotary positions of its prefix."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, layout: Layout):
+    def __init__(self, model: Any, layout: Layout) -> None:
         self.model, self.layout = model, layout
-        self.positions: torch.Tensor | None = None
+        positions = trained_positions(model.config, layout.prefix[None], video_grid_thw=layout.grid_thw)
+        self.positions = positions[1:]
 
     def drill_loss(self, segments: Segments) -> torch.Tensor:
         """Mean cross-entropy of the responses, without any video before them."""
@@ -65,15 +69,10 @@ class Learner:
         total, count = _losses(hidden, self.model.lm_head, segments)
         return total / count
 
-    def _prefix_positions(self, grid_thw: torch.Tensor) -> torch.Tensor:
-        """Rotary positions of the prefix, ``(3, 1, tokens)``, for clips of one second a temporal patch."""
-        prefix = self.layout.prefix[None]
-        return trained_positions(self.model.config, prefix, video_grid_thw=grid_thw[:1])[1:]
-
     def _naming_loss(self, video: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
-        """How badly the words' embeddings tell what each video token shows; ``video`` is ``(video tokens, size)``.
+        """Cross-entropy of naming what video tokens show by the words' embeddings; ``video`` is ``(tokens, size)``.
 
-        It ties seeing to the words from the first step on. Without it a tiny model sits on a plateau before it looks.
+        It ties seeing to the words from the first step on. Without it a tiny model learns to look after a plateau only.
         """
         logits = self.model.lm_head(self.model.model.language_model.norm(video))
         tokenizer = self.layout.processor.tokenizer
@@ -82,7 +81,7 @@ class Learner:
             ids = torch.tensor(tokenizer([f" {word}" for word in words])["input_ids"])[:, 0]
             wanted = (names[:, column, None] == ids).int().argmax(-1)
             losses.append(functional.cross_entropy(logits[:, ids], wanted))
-        return sum(losses) / len(losses)
+        return torch.stack(losses).mean()
 
     def video_loss(self, batch: Batch, *, naming: float = 0.0) -> torch.Tensor:
         """Mean cross-entropy of all responses, and ``naming`` times the loss of naming what the video tokens show.
@@ -90,8 +89,6 @@ class Learner:
         Each clip's prefix runs once, and its questions attend to its cache.
         """
         core = self.model.model
-        if self.positions is None:
-            self.positions = self._prefix_positions(batch.grid_thw)
         clips = len(batch.grid_thw)
         embeds = core.language_model.embed_tokens(self.layout.prefix).repeat(clips, 1, 1)
         video = core.visual(batch.pixel_values, grid_thw=batch.grid_thw).pooler_output
@@ -100,11 +97,11 @@ class Learner:
         prefix = core.language_model(
             inputs_embeds=embeds, position_ids=self.positions.expand(3, clips, -1), use_cache=True
         )[CACHE]
-        sums = [self._group_loss(prefix, segments) for segments in batch.groups]
-        loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        totals, counts = zip(*(self._group_loss(prefix, segments) for segments in batch.groups), strict=True)
+        loss = torch.stack(totals).sum() / torch.stack(counts).sum()
         return loss + naming * self._naming_loss(video, batch.names) if naming else loss
 
-    def _group_loss(self, prefix: DynamicCache, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+    def _group_loss(self, prefix: Any, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
         cache = DynamicCache()
         for index, layer in enumerate(prefix.layers):
             cache.update(layer.keys[segments.clip], layer.values[segments.clip], index)
@@ -136,10 +133,10 @@ def _optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.O
     ]
 
 
-class Run:
+class Training:
     """One training run in a folder: its state, its learning curve, its steps."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder = Path(args.output)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +144,7 @@ class Run:
         self.processor = build_processor()
         rng = np.random.default_rng(args.seed)
         layout = Layout(self.processor, sampled(render(make_scene(rng, "move", "train"), rng)))
-        model = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, **SIZES))
+        model = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, SIZES))
         model.generation_config = build_generation_config(self.processor.tokenizer)
         self.learner = Learner(model, layout)
         self.optimizers = _optimizers(model)
@@ -161,7 +158,7 @@ class Run:
             self.step = state["step"]
 
     @property
-    def model(self) -> Qwen2_5_VLForConditionalGeneration:
+    def model(self) -> Any:
         return self.learner.model
 
     def save_state(self) -> None:
@@ -198,49 +195,49 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        return loss.item()
+        return float(loss.item())
 
 
-def _validation(run: Run, items: list) -> dict[str, float]:
-    run.model.eval()
-    result = evaluate(run.model, run.processor, items, batch_size=64, progress=False)
-    run.model.train()
-    return {"accuracy": result.accuracy, **{f"accuracy_{kind}": value for kind, value in result.by_kind.items()}}
+def _validation(training: Training, items: list[Item]) -> dict[str, float]:
+    training.model.eval()
+    answers = Reasoner(training.model, training.processor).answer(items)
+    training.model.train()
+    return {"accuracy": answers.accuracy, **{f"accuracy_{kind}": value for kind, value in answers.by_kind.items()}}
 
 
 def train(args: argparse.Namespace) -> None:
-    """Runs, or goes on with, the training that ``args`` describe; see the module's ``--help``."""
-    run = Run(args)
+    """Runs, or resumes, the training that ``args`` describe; see the module's ``--help``."""
+    training = Training(args)
     items = make_items("validation", args.validation)
     losses: list[float] = []
     started = time.perf_counter()
     total = args.drill_steps + args.steps
-    with (run.folder / "curve.csv").open("a", newline="") as file:
+    with (training.folder / "curve.csv").open("a", newline="") as file:
         curve = csv.writer(file)
-        bar = tqdm(total=total, initial=run.step, desc="shapes", mininterval=5)
-        while run.step < total:
-            losses.append(run.advance())
+        bar = tqdm(total=total, initial=training.step, desc="shapes", mininterval=5)
+        while training.step < total:
+            losses.append(training.advance())
             bar.update()
-            if run.step % args.log_every == 0:
+            if training.step % args.log_every == 0:
                 row = {"loss": float(np.mean(losses))}
                 losses.clear()
-                in_videos = run.step > args.drill_steps
-                if in_videos and run.step % args.validate_every == 0:
-                    row |= _validation(run, items)
+                in_videos = training.step > args.drill_steps
+                if in_videos and training.step % args.validate_every == 0:
+                    row |= _validation(training, items)
                 figures = (f"{name}={value:.4f}" for name, value in row.items())
-                curve.writerow([run.step, round(time.perf_counter() - started, 1), *figures])
+                curve.writerow([training.step, round(time.perf_counter() - started, 1), *figures])
                 file.flush()
                 bar.set_postfix({name: f"{value:.3f}" for name, value in list(row.items())[:2]})
-            if run.step % args.save_every == 0 or run.step == total:
-                run.save_state()
-    run.model.eval()
-    # A fresh processor: the one in use has taken note of how it last padded.
-    save_checkpoint(run.model, build_processor(), run.folder / "checkpoint", dtype="float16")
+            if training.step % args.save_every == 0 or training.step == total:
+                training.save_state()
+    training.model.eval()
+    # A fresh processor: the one in use remembers how it last padded.
+    save_checkpoint(training.model, build_processor(), training.folder / "checkpoint", dtype="float16")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the training script."""
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     described.add_argument("--output", required=True, help="folder for state, learning curve and checkpoint")
     described.add_argument("--seed", type=int, default=0)
     described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
