@@ -10,7 +10,7 @@ from lmms_eval.utils import load_yaml_config
 from offline_documents import benchmarks
 
 from lmms_eval_vreason.paths import tasks_dir
-from lmms_eval_vreason.protocol import templates
+from lmms_eval_vreason.protocol import prompt_templates as templates
 
 SNAPSHOTS = Path(__file__).parent / "test_tasks_prompts.json"
 DATASETS = {(repository, config): rows for repository, config, _, rows, _, _ in benchmarks(10)}
