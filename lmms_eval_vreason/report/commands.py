@@ -37,9 +37,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     submit = subparsers.add_parser("submit", help="the answer file of a leaderboard, checked for completeness")
     submit.add_argument("benchmark", help="videomme, mvbench or tempcompass (the others have no form)")
     submit.add_argument("first", metavar="RUN", help=_RUN)
-    submit.add_argument(
-        "--output", type=Path, default=Path("submission"), metavar="FOLDER", help="default: %(default)s"
-    )
+    submit.add_argument("--output", type=Path, default="submission", metavar="FOLDER", help="default: %(default)s")
     submit.add_argument("--chain", action="store_true", help="submit the whole text, chain of thought included")
     submit.set_defaults(run=_submit)
 
