@@ -188,6 +188,7 @@ def record(task: str, doc_id: int, **changes: Any) -> dict[str, Any]:
 def write_journal(folder: Path, records: Iterable[Mapping[str, Any]], *, model_args: Mapping[str, Any]) -> Path:
     """Writes ``folder/vreason_journal/<run>-rank0.jsonl`` and returns its path."""
     header = {"run": "ab" * 32, "model_args": dict(model_args), "started": "2025-01-01"}
+    header["method"] = {"policy": model_args.get("policy", "switch"), "update_every": 2}
     journal = Journal(folder / "vreason_journal", header, resume=False)
     for line in records:
         trace = line["trace"] or {}

@@ -29,7 +29,7 @@ from lmms_eval_vreason.adapter.options import Options, parse_options, with_video
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, overruled
 from lmms_eval_vreason.engines.hf.support import check_call, check_model
 from lmms_eval_vreason.journal.files import FOLDER, digest
-from lmms_eval_vreason.journal.summary import steering_line, steering_warning
+from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.run.batch_size import BatchSize, memory_of
@@ -150,8 +150,10 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             logger.info(f"Batch size auto: up to {self._batch_size.found} samples were decoded together")
         if run.answers.padding.padded:
             logger.info(f"Padding: {run.answers.padding.share:.1%} of the prompts' tokens")
-        logger.info(steering_line(run.ledger.everybody))
-        if self.options.method.policy != "off" and (warning := steering_warning(run.ledger.everybody)):
+        method = self.options.method
+        facts = steering_facts(run.ledger.everybody, policy=method.policy, update_every=method.update_every)
+        logger.info(steering_line(facts))
+        if warning := steering_warning(facts):
             logger.warning(warning)
         if self._journal is not None:
             logger.info(f"Journal (thinking, traces, timings and errors of every sample): {self._journal.folder}")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lmms_eval_vreason.paths import tasks_dir
 from lmms_eval_vreason.report.journals import trace_arrays
-from lmms_eval_vreason.report.runs import Run, read_run
+from lmms_eval_vreason.report.runs import RunResults, read_run
 from lmms_eval_vreason.shapes import checkpoint_dir
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 
@@ -52,7 +52,7 @@ def evaluate(folder: Path, method: str, questions: int, batch_size: int) -> None
     subprocess.run(command, check=True, env={**offline, **os.environ})
 
 
-def summarize(name: str, run: Run) -> Row:
+def summarize(name: str, run: RunResults) -> Row:
     """A run's row.
 
     Raises:
