@@ -29,6 +29,7 @@ CASES = [
     Case("as it returns to lmms-eval", "<think>\na\n</think>\nB", "a", "B"),
     Case("no answer tags", "<think>a</think>B", "a", "B"),
     Case("no thinking tags", "a <answer>B</answer>", "a", "B", tagged=True),
+    Case("several answers, no thinking tags", "a <answer>B</answer> <answer>C</answer>", "a", "B", tagged=True),
     Case("an answer block alone", "<answer>B</answer>", "", "B", tagged=True),
     Case("no tags", "B. square", "", "B. square"),
     Case("nothing", "", "", ""),

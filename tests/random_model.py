@@ -8,6 +8,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.generate import frozen
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
+from lmms_eval_vreason.families.positions import trained_positions
 
 # Matrices this small are slower on two threads than on one.
 torch.set_num_threads(1)
@@ -104,9 +105,16 @@ def batch(prompts: list[dict], dtype: torch.dtype = torch.float32) -> dict[str, 
     return inputs
 
 
-def steer(model, method: VReason, **kwargs) -> tuple[Tensor, DecodingLoop]:
+def placed(model, inputs: dict) -> dict:
+    """``inputs`` with the trained positions that ``method.generate`` gives them, for ``model.generate``."""
+    return {**inputs, "position_ids": trained_positions(model.config, **inputs)}
+
+
+def steer(model, method: VReason, *, positions: str = "trained", **kwargs) -> tuple[Tensor, DecodingLoop]:
     """``method.generate``, but for the loop, whose ``steering`` still holds the controllers and the cache."""
-    loop = DecodingLoop(method)
+    trained = positions == "trained" and "position_ids" not in kwargs
+    kwargs = placed(model, kwargs) if trained else kwargs
+    loop = DecodingLoop(method, trained_positions=trained)
     with frozen(model):
         sequences = model.generate(custom_generate=loop, **kwargs)
     return sequences, loop

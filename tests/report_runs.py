@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lmms_eval_vreason.journal.writer import Journal
+
+ARRAYS = ("tokens", "entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm")
 DATE = "20250101_120000"
 LETTERS = "ABCD"
 
@@ -141,6 +144,9 @@ def trace(entropy: Sequence[float], *, every: int = 2, video_tokens: int = 36, s
         "shift": (np.cumsum(due) * 0.001).round(6).tolist(),
         "grad_norm": [0.1 if is_due else None for is_due in due],
         "updates": sum(due),
+        "last_shift": round(sum(due) * 0.001, 6) if len(values) else None,
+        "lowering": {"updates": alpha.count(-1), "entropy_change": -0.01 if -1 in alpha else None},
+        "raising": {"updates": alpha.count(1), "entropy_change": 0.02 if 1 in alpha else None},
         "peak_index": int(ema.argmax()),
         "video_tokens": video_tokens,
         "note": "" if steered else "policy is off",
@@ -155,7 +161,7 @@ def record(task: str, doc_id: int, **changes: Any) -> dict[str, Any]:
     rng = np.random.default_rng(doc_id)
     line = {
         "kind": "sample",
-        "version": 1,
+        "version": 2,
         "run": "ab" * 32,
         "key": f"{task}-{doc_id}",
         "task": task,
@@ -181,8 +187,13 @@ def record(task: str, doc_id: int, **changes: Any) -> dict[str, Any]:
 
 def write_journal(folder: Path, records: Iterable[Mapping[str, Any]], *, model_args: Mapping[str, Any]) -> Path:
     """Writes ``folder/vreason_journal/<run>-rank0.jsonl`` and returns its path."""
-    path = folder / "vreason_journal" / f"{'ab' * 6}-rank0.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"kind": "run", "version": 1, "run": "ab" * 32, "model_args": dict(model_args), "started": "2025-01-01"}
-    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *records)))
-    return path
+    header = {"run": "ab" * 32, "model_args": dict(model_args), "started": "2025-01-01"}
+    header["method"] = {"policy": model_args.get("policy", "switch"), "update_every": 2}
+    journal = Journal(folder / "vreason_journal", header, resume=False)
+    for line in records:
+        trace = line["trace"] or {}
+        own = {name: value for name, value in trace.items() if name not in ARRAYS}
+        columns = {name: trace[name] for name in ARRAYS if name in trace}
+        journal.add({**line, "trace": own if trace else None}, columns if trace else None)
+    journal.close()
+    return journal.path

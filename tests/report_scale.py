@@ -3,15 +3,15 @@
 Six benchmarks, five runs, 5,000 samples each, every run with a journal of 120 to 230 tokens a sample (2 GB of JSON).
 """
 
-import json
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from report_runs import STOCK, record, trace, write_run
+from report_runs import STOCK, record, trace, write_journal, write_run
 from tqdm import tqdm
 
 from lmms_eval_vreason.cli import main
@@ -21,11 +21,11 @@ TASKS = [task for task in STOCK if task != "some_task"]
 CHAIN = "The square is red and moves to the right of the frame while the circle stays in its corner. " * 8
 
 
-def journal_lines(rng: np.random.Generator) -> Iterator[str]:
+def journal_records(rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     for task in TASKS:
         for doc_id in range(SAMPLES):
             entropy = 0.2 + rng.random(int(rng.integers(120, 232)))
-            yield json.dumps(record(task, doc_id, thinking=CHAIN, trace=trace(entropy.astype(np.float32))))
+            yield record(task, doc_id, thinking=CHAIN, trace=trace(entropy.astype(np.float32)))
 
 
 def make(folder: Path) -> None:
@@ -35,11 +35,7 @@ def make(folder: Path) -> None:
     for index in tqdm(range(RUNS), desc="making runs"):
         own = {task: np.where(rng.random(SAMPLES) < 0.1, 1 - values, values) for task, values in scores.items()}
         run = write_run(folder / f"run{index}", own, model_args=f"pretrained=tiny,seed={index}", response=CHAIN)
-        (run / "vreason_journal").mkdir(exist_ok=True)
-        with (run / "vreason_journal" / "abababababab-rank0.jsonl").open("w") as file:
-            header = {"kind": "run", "version": 1, "model_args": {"pretrained": "tiny", "seed": index}}
-            file.write(json.dumps(header) + "\n")
-            file.writelines(line + "\n" for line in journal_lines(rng))
+        write_journal(run, journal_records(rng), model_args={"pretrained": "tiny", "seed": index})
 
 
 def measure(folder: Path) -> None:

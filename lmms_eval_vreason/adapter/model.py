@@ -29,8 +29,9 @@ from lmms_eval_vreason.adapter.loading import (
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
 from lmms_eval_vreason.engines.hf.support import check_call, check_model
-from lmms_eval_vreason.journal.files import FOLDER, Journal, digest
-from lmms_eval_vreason.journal.summary import steering_line, steering_warning
+from lmms_eval_vreason.journal.files import FOLDER, digest
+from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
+from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.run.batch_size import BatchSize, memory_of
 from lmms_eval_vreason.run.generation import Generator
@@ -98,18 +99,26 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             reading = self._check(requests)
             samples = build_samples(requests, self.task_dict, reading)
-            generator = Generator(self._model, self.processor, self.options.method, self.options.thinking, self.device)
-            run = Run(generator, self.options, self._journal, self._identity, self._batch_size, self._team())
+            generator = Generator(
+                self._model,
+                self.processor,
+                self.options.method,
+                self.options.thinking,
+                self.device,
+                positions=self.options.model.positions,
+            )
+            run = Run(generator, self.options, self._journal, self._batch_size, self._team())
             try:
                 with host.terminable():
-                    run.answer(samples)
-            except BaseException:
-                self._say_how_to_go_on(run)
+                    run.answer(samples, self._identity)
+            except BaseException as error:
+                if line := run.stopped(error):
+                    print(f"qwen2_5_vl_vreason: {line}", file=sys.stderr)
                 raise
             run.team.close()
             if run.team.rank == 0:
                 self._sum_up(run)
-            return [_result(run.text(index), run.records.get(index)) for index in range(len(requests))]
+            return [_result(run.text(index), run.ledger.records.get(index)) for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
@@ -140,25 +149,19 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         return Team.connect(self._rank, self._world_size)
 
     def _sum_up(self, run: Run) -> None:
-        for line in run.failures():
+        for line in run.ledger.failures():
             logger.warning(line)
         if self._batch_size.auto and self._batch_size.found:
             logger.info(f"Batch size auto: up to {self._batch_size.found} samples were decoded together")
-        if run.padding.padded:
-            logger.info(f"Padding: {run.padding.share:.1%} of the prompts' tokens")
-        logger.info(steering_line(run.everybody))
-        if self.options.method.policy != "off" and (warning := steering_warning(run.everybody)):
+        if run.answers.padding.padded:
+            logger.info(f"Padding: {run.answers.padding.share:.1%} of the prompts' tokens")
+        method = self.options.method
+        facts = steering_facts(run.ledger.everybody, policy=method.policy, update_every=method.update_every)
+        logger.info(steering_line(facts))
+        if warning := steering_warning(facts):
             logger.warning(warning)
         if self._journal is not None:
             logger.info(f"Journal (thinking, traces, timings and errors of every sample): {self._journal.folder}")
-
-    def _say_how_to_go_on(self, run: Run) -> None:
-        if self._journal is not None:
-            print(
-                f"qwen2_5_vl_vreason: stopped; {run.finished} finished samples are in {self._journal.folder}. "
-                "Run the same command again to go on from there",
-                file=sys.stderr,
-            )
 
     def _open_journal(self) -> Journal | None:
         options, given = self.options, self.options.run.journal
@@ -179,6 +182,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             "thinking": options.thinking.changing_answers(),
             "versions": {name: version(name) for name in ("torch", "transformers", "lmms_eval")},
             "device": str(self.device),
+            "settings": self._identity,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmms_eval_vreason.bench.fixture import FRAMES, TASK, Fixture
 from lmms_eval_vreason.journal.files import FOLDER, latest_samples, read_records
-from lmms_eval_vreason.report.reading import read_json, read_json_lines
+from lmms_eval_vreason.report.files import read_json, read_json_lines
 
 PARTS = ("reading", "vision", "prefill", "ordinary", "due", "rest")
 _LOG_LINES = 25

@@ -172,22 +172,33 @@ def trained_positions(
     rule = PositionRule.of(config)
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     grids = MediaGrids(rule, **{name: media.get(name) for name in names})
-    present = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if present.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(present.shape)}: trained positions need that of input_ids, "
+            f"{tuple(input_ids.shape)}"
+        )
     positions = torch.zeros((4, *input_ids.shape), dtype=torch.long)
-    for row, (ids, kept) in enumerate(zip(input_ids.cpu(), present.cpu(), strict=True)):
+    for row, (ids, kept) in enumerate(zip(input_ids.cpu(), present.bool().cpu(), strict=True)):
         positions[0, row, kept] = torch.arange(int(kept.sum()))
         positions[1:, row, kept] = row_positions(ids[kept], grids, rule)
     grids.check_all_taken()
     return positions.to(input_ids.device)
 
 
-def following_position(positions: Tensor) -> Tensor:
-    """Where the first generated token stands.
+def ending_highest(positions: Tensor) -> Tensor:
+    """A copy of prefilled :func:`trained_positions` from which transformers goes on as the rule does.
 
-    Args:
-        positions: (4, batch, tokens), the prompts' :func:`trained_positions`.
-
-    Returns:
-        (batch,): one after the highest position of each prompt, on every axis but the text's own.
+    transformers places each generated token one after the last column, axis by axis. In a prompt that ends with a
+    video that column is neither the same on all axes nor the highest. The text's own axis stays as it is.
     """
-    return positions[1:].amax(dim=(0, 2)) + 1
+    ending = positions.clone()
+    ending[1:, :, -1] = positions[1:].amax(dim=(0, 2))
+    return ending
+
+
+def check_choice(positions: str) -> str:
+    """Gives ``positions`` back. Raises ValueError unless it is one of the choices."""
+    if positions not in CHOICES:
+        raise ValueError(f"positions={positions!r} is not one of {', '.join(CHOICES)}")
+    return positions

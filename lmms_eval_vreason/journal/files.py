@@ -1,24 +1,24 @@
-"""One JSON line a finished sample, written and flushed as it finishes: resume, traces, errors.
+"""A journal's files: what a run writes as its samples finish, read back.
 
-A journal is a folder with one file a process and run, ``<run>-rank<k>.jsonl``. Its first line (``kind: run``) says how
-the samples were made; each further one (``kind: sample``) is a finished sample. A line that a killed process left half
-written is dropped. A later line with the same key replaces an earlier one.
+A journal is a folder with two files a process and run. ``<run>-rank<k>.jsonl`` has a line of kind ``run`` a start (how
+the samples are made) and a line of kind ``sample`` a finished sample. ``<run>-rank<k>.traces.jsonl`` has the traces,
+token by token, each written before its sample's line, which holds its place. A line that a killed process left half
+written is dropped, and of lines with the same key the last one counts. The page ``docs/journal.md`` has the fields.
 """
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lmms_eval_vreason.method.trace import Trace
-
-VERSION = 1
+VERSION = 2
 FOLDER = "vreason_journal"
+_TRACES = ".traces.jsonl"
+
+Record = dict[str, Any]
 
 
 class JournalError(ValueError):
@@ -39,137 +39,112 @@ def file_identity(path: str) -> list[Any]:
     return [path, status.st_size, status.st_mtime_ns]
 
 
-def trace_record(trace: "Trace", tokens: list[str]) -> dict[str, Any]:
-    """A trace as JSON: nan becomes null, numbers keep six significant digits."""
-    # Here, because the reports read journals without torch.
-    from lmms_eval_vreason.method.trace import COLUMNS
-
-    return {
-        "tokens": tokens,
-        **{name: [_number(value) for value in getattr(trace, name)] for name in COLUMNS},
-        "updates": trace.updates,
-        "peak_index": trace.peak_index,
-        "video_tokens": trace.video_tokens,
-        "note": trace.note,
-    }
-
-
-def _number(value: float) -> float | int | None:
-    value = float(value)
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.6g}")
-    return int(rounded) if rounded.is_integer() else rounded
-
-
 @dataclass(frozen=True)
 class Line:
     """One line of a journal file: its record, or why it could not be read."""
 
     path: Path
     number: int
-    record: dict[str, Any] | None
+    record: Record | None
     problem: str = ""
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of one file, in order; a half-written last line is left out; a broken one has a ``problem``."""
+    """The lines of one file, in order; a half-written last line is left out; a broken one has a ``problem``.
+
+    Raises:
+        JournalError: The file was written by another version of this package's journal.
+    """
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
+            record, problem = None, ""
             try:
                 record = json.loads(raw)
-                problem = "" if isinstance(record, dict) and "kind" in record else "is not a journal line"
             except ValueError as error:
                 if not raw.endswith(b"\n"):
                     return
-                record, problem = None, f"is not JSON ({error})"
-            yield Line(path, number, None if problem else record, problem)
+                problem = f"is not JSON ({error})"
+            if record is not None and not (isinstance(record, dict) and "kind" in record):
+                record, problem = None, "is not a journal line"
+            if record is not None:
+                check_version(path, record)
+            yield Line(path, number, record, problem)
+
+
+def check_version(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises JournalError if a line of ``path`` was written by another version of the journal."""
+    if (version := record.get("version", VERSION)) != VERSION:
+        raise JournalError(
+            f"{path}: is a journal of version {version}, and this package reads version {VERSION}. Move it away, or "
+            "give the run another folder (journal=…)"
+        )
 
 
 def journal_files(folder: Path) -> list[Path]:
-    """The files of a journal folder (or the one file given), by name.
+    """The samples' files of a journal folder (or the one file given), by name.
 
     Raises:
-        JournalError: There is no such folder or file.
+        JournalError: There is no such folder or file, or there is no journal in it.
     """
     folder = Path(folder)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
         raise JournalError(f"{folder}: there is no such journal folder")
-    return sorted(folder.glob("*.jsonl"))
+    files = samples_files(folder)
+    if not files:
+        inside = folder / FOLDER
+        hint = f"give {inside}" if inside.is_dir() else f"give the folder that a run wrote, mostly named {FOLDER}"
+        raise JournalError(f"{folder}: holds no journal (no .jsonl file): {hint}")
+    return files
 
 
-def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """All readable records of a journal folder or file, file by file."""
+def samples_files(folder: Path) -> list[Path]:
+    """The samples' files in a folder, by name; none if it holds none."""
+    return sorted(path for path in folder.glob("*.jsonl") if not path.name.endswith(_TRACES))
+
+
+def read_records(folder: Path, *, traces: bool = False) -> Iterator[Record]:
+    """All readable records of a journal folder or file, file by file.
+
+    Args:
+        traces: Whether a sample's ``trace`` gets its columns, token by token, from the traces' file.
+
+    Raises:
+        JournalError: As :func:`journal_files` and :func:`read_lines`.
+    """
     for path in journal_files(folder):
         for line in read_lines(path):
             if line.record is not None:
-                yield line.record
+                yield with_trace(path, line.record) if traces else line.record
 
 
-def latest_samples(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def latest_samples(records: Iterable[Mapping[str, Any]]) -> dict[str, Record]:
     """Key → the newest sample record of that key."""
     return {record["key"]: dict(record) for record in records if record.get("kind") == "sample" and "key" in record}
 
 
-class Journal:
-    """The writer of one process, and what earlier runs with the same settings have finished."""
-
-    def __init__(self, folder: Path, run: dict[str, Any], *, rank: int = 0, resume: bool = True) -> None:
-        """Args: ``run``, how the samples are made, everything that goes into the journal's first line.
-
-        Raises:
-            JournalError: The folder cannot be made or written to.
-        """
-        self.folder = Path(folder).expanduser()
-        self.run = run["run"]
-        self.path = self.folder / f"{self.run[:12]}-rank{rank}.jsonl"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.finished = self._finished() if resume else {}
-            _drop_half_line(self.path)
-            # Without a buffer: what could not be written must not be tried again behind our back.
-            self._file = self.path.open("ab", buffering=0)
-        except OSError as error:
-            raise JournalError(f"{self.folder}: the journal cannot be written ({error.strerror})") from error
-        self._write({"kind": "run", "version": VERSION, **run})
-
-    def _finished(self) -> dict[str, dict[str, Any]]:
-        samples = latest_samples(read_records(self.folder))
-        return {key: record for key, record in samples.items() if record.get("error") is None}
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Writes one finished sample; it is on its way to the disk when this returns.
-
-        Raises:
-            JournalError: The line cannot be written, on a full disk for instance. What stood before stays whole.
-        """
-        self._write({"kind": "sample", "version": VERSION, "run": self.run, **record})
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        # A lone surrogate has no UTF-8; its escape is JSON's own.
-        rest = memoryview(line.encode("utf-8", "backslashreplace"))
-        start = self._file.seek(0, os.SEEK_END)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            self._file.truncate(start)
-            raise JournalError(
-                f"{self.path}: the journal cannot be written ({error.strerror}). Make room and run the same command "
-                "again: finished samples are kept"
-            ) from error
+def traces_path(path: Path) -> Path:
+    """The traces' file beside a samples' file."""
+    return path.with_name(path.name.removesuffix(".jsonl") + _TRACES)
 
 
-def _drop_half_line(path: Path) -> None:
-    """Takes off what a killed process left after the last whole line."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+def with_trace(path: Path, record: Record) -> Record:
+    """A sample's record with its trace's columns; as it is where they are missing or were not kept.
+
+    Args:
+        path: The samples' file that the record is from.
+    """
+    place = (record.get("trace") or {}).get("place")
+    if place is None or not traces_path(path).exists():
+        return record
+    with traces_path(path).open("rb") as file:
+        file.seek(place[0])
+        raw = file.read(place[1])
+    try:
+        columns = json.loads(raw)
+    except ValueError:
+        return record
+    if columns.pop("key", None) != record.get("key"):
+        return record
+    return {**record, "trace": {**record["trace"], **columns}}

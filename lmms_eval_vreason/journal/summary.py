@@ -1,136 +1,154 @@
-"""Is it on? What a run's journal says of the steering, in one line and, where nothing was steered, in one warning."""
+"""Whether a run was steered, and what it cost: the run's last line, and the warning where nothing was steered."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-_NO_VIDEO = "no video tokens"
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+Record = Mapping[str, Any]
 
 
-def overhead(steps: dict[str, int], seconds: dict[str, float]) -> float | None:
-    """Seconds that due steps cost beyond ordinary steps, as a share of a run of ordinary steps alone.
+@dataclass(frozen=True)
+class SteeringFacts:
+    """What a run's journal says of the steering. None: the journal does not hold it.
 
-    Args:
-        steps, seconds: of ``ordinary`` and of ``due`` steps, in total.
-
-    Returns:
-        None where one of the kinds was not taken, or not timed.
+    Attributes:
+        policy: the run's policy.
+        samples, failed: samples, and those with an error.
+        steered, updates: samples with at least one update, and updates in all.
+        entropy_change: mean ΔH of the updates, nats.
+        entropy_change_lowering, entropy_change_raising: the same where α is −1 and +1.
+        shift: mean ‖ΔV‖/‖V‖ at the last token of steered samples.
+        without_video: share of the traced samples.
+        due_step_ratio: seconds of a due step over those of an ordinary one.
+        overhead: what due steps add, as a share of the decoding time of ordinary steps alone.
+        notes: why samples were not steered → how many.
     """
-    if not steps["due"] or not steps["ordinary"] or not seconds["ordinary"]:
-        return None
-    ordinary = seconds["ordinary"] / steps["ordinary"]
-    return (seconds["due"] / ordinary - steps["due"]) / (steps["ordinary"] + steps["due"])
+
+    policy: str
+    samples: int
+    failed: int
+    steered: int
+    updates: int
+    entropy_change: float | None
+    entropy_change_lowering: float | None
+    entropy_change_raising: float | None
+    shift: float | None
+    without_video: float | None
+    due_step_ratio: float | None
+    overhead: float | None
+    notes: dict[str, int]
 
 
-def _overhead(records: list[dict]) -> float | None:
-    seconds = {"ordinary": 0.0, "due": 0.0}
-    steps = {"ordinary": 0, "due": 0}
-    for record in records:
-        times, trace = record.get("seconds") or {}, record.get("trace")
-        if trace is None or times.get("ordinary") is None or times.get("due") is None:
-            continue
-        # The first token comes with the prefill, which is neither kind of step.
-        steps["ordinary"] += max(record["tokens"]["output"] - 1 - trace["updates"], 0)
-        steps["due"] += trace["updates"]
-        seconds["ordinary"] += times["ordinary"]
-        seconds["due"] += times["due"]
-    return overhead(steps, seconds)
-
-
-def steering_facts(records: Iterable[dict]) -> dict:
+def steering_facts(records: Iterable[Record], *, policy: str, update_every: int) -> SteeringFacts:
     """Counts over a run's journal samples.
 
     Args:
-        records: journal lines of kind ``sample``.
-
-    Returns:
-        ``samples``, ``failed`` (with an error), ``steered`` (at least one update), ``updates``,
-        ``entropy_change`` (mean over due steps, nats, or None), ``entropy_change_lowering`` and ``…_raising`` (the
-        same where α is -1 and +1), ``shift`` (mean ‖ΔV‖/‖V‖ at the last token of steered samples, or None),
-        ``without_video`` (share of the traced samples, or None), ``overhead`` (share, or
-        None) and ``notes`` (why samples were not steered → how many).
+        records: journal lines of kind ``sample``. Where a trace has None for its arrays, the sample counts in
+            everything but ΔH and the shift.
+        policy, update_every: the run's, as in the journal's first line under ``method``.
     """
     records = list(records)
     finished = [record for record in records if record.get("error") is None]
     traces = [record["trace"] for record in finished if record.get("trace") is not None]
-    steps = [pair for trace in traces for pair in zip(trace["alpha"], trace["entropy_change"], strict=True)]
-    changes = [(alpha, change) for alpha, change in steps if change is not None]
-    shifts = [trace["shift"][-1] for trace in traces if trace["updates"] > 0]
+    steered = [trace for trace in traces if trace["updates"]]
+    lowering, raising = ([trace[sign] for trace in traces] for sign in ("lowering", "raising"))
+    ratio, overhead = _due_step_cost(finished, update_every)
     notes = Counter(trace["note"] for trace in traces if trace["note"])
-    untraced = len(finished) - len(traces)
-    if untraced:
-        notes["no trace was kept"] += untraced
-    return {
-        "samples": len(records),
-        "failed": len(records) - len(finished),
-        "steered": sum(1 for trace in traces if trace["updates"] > 0),
-        "updates": sum(trace["updates"] for trace in traces),
-        "entropy_change": _mean([change for _, change in changes]),
-        "entropy_change_lowering": _mean([change for alpha, change in changes if alpha < 0]),
-        "entropy_change_raising": _mean([change for alpha, change in changes if alpha > 0]),
-        "shift": _mean(shifts),
-        "without_video": sum(1 for trace in traces if not trace["video_tokens"]) / len(traces) if traces else None,
-        "overhead": _overhead(finished),
-        "notes": dict(notes.most_common()),
-    }
+    notes.update({"no trace was kept": len(finished) - len(traces)})
+    return SteeringFacts(
+        policy=policy,
+        samples=len(records),
+        failed=len(records) - len(finished),
+        steered=len(steered),
+        updates=sum(trace["updates"] for trace in traces),
+        entropy_change=_mean_change([*lowering, *raising]),
+        entropy_change_lowering=_mean_change(lowering),
+        entropy_change_raising=_mean_change(raising),
+        shift=_mean([trace["last_shift"] for trace in steered if trace["last_shift"] is not None]),
+        without_video=_mean([not trace["video_tokens"] for trace in traces]),
+        due_step_ratio=ratio,
+        overhead=overhead,
+        notes={note: count for note, count in notes.most_common() if count},
+    )
 
 
-def format_facts(facts: dict) -> str:
-    """Facts of :func:`steering_facts` as one phrase; figures that are unknown are left out."""
-    parts = [f"{facts['steered']} of {facts['samples']} samples steered", f"{facts['updates']} updates"]
-    if facts["entropy_change"] is not None:
-        parts.append(f"mean ΔH {facts['entropy_change']:+.4f} nats a due step{_by_sign(facts)}")
-    if facts["shift"] is not None:
-        parts.append(f"values turned by {100 * facts['shift']:.1f}% at a sample's end")
-    if facts["without_video"] is not None:
-        parts.append(f"{100 * facts['without_video']:.0f}% without video tokens")
-    if facts["overhead"] is not None:
-        parts.append(f"due steps cost {100 * facts['overhead']:+.1f}% of the decoding time")
-    if facts["failed"]:
-        parts.append(f"{facts['failed']} failed")
-    return ", ".join(parts)
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
-def _by_sign(facts: dict) -> str:
-    """ΔH by what a step was to do: over both signs together it says little."""
-    named = (("lowering", "α = −1"), ("raising", "α = +1"))
-    known = [(facts[f"entropy_change_{name}"], sign) for name, sign in named]
-    return " (" + ", ".join(f"{change:+.4f} where {sign}" for change, sign in known if change is not None) + ")"
+def _mean_change(updates: Iterable[Record]) -> float | None:
+    """The mean ΔH over all updates, from each sample's number of updates and mean; nats."""
+    known = [(own["updates"], own["entropy_change"]) for own in updates if own["entropy_change"] is not None]
+    count = sum(number for number, _ in known)
+    return sum(number * change for number, change in known) / count if count else None
 
 
-def steering_line(records: Iterable[dict]) -> str:
-    """One line for a run's end: samples steered, updates, mean ΔH of due steps, samples without video, overhead.
+def _due_step_cost(records: Iterable[Record], update_every: int) -> tuple[float | None, float | None]:
+    """Seconds of a due step over those of an ordinary one, and what due steps add to a run of ordinary ones.
 
-    Args:
-        records: journal lines of kind ``sample``.
+    A step is due every ``update_every``-th token, whether or not a sample's α moves its ΔV there, so due steps are
+    counted from the tokens and not from the updates. The first token comes with the prefill and is neither.
 
     Returns:
-        The line; figures that the journal does not hold are left out.
+        (ratio, share); None where one of the kinds was not taken or not timed.
     """
-    return "V-Reason: " + format_facts(steering_facts(records))
+    due, ordinary, seconds_due, seconds_ordinary = 0, 0, 0.0, 0.0
+    for record in records:
+        times = record.get("seconds") or {}
+        if record.get("trace") is None or times.get("ordinary") is None or times.get("due") is None:
+            continue
+        decoded = max(record["tokens"]["output"] - 1, 0)
+        # A batch without video tokens has no due steps. Token t, from 0, is due where t + 1 divides.
+        own_due = (decoded + 1) // update_every - (update_every == 1) if times["due"] else 0
+        due, ordinary = due + own_due, ordinary + decoded - own_due
+        seconds_due, seconds_ordinary = seconds_due + times["due"], seconds_ordinary + times["ordinary"]
+    if not (due and ordinary and seconds_ordinary):
+        return None, None
+    ratio = (seconds_due / due) / (seconds_ordinary / ordinary)
+    return ratio, (ratio - 1) * due / (due + ordinary)
 
 
-def steering_warning(records: Iterable[dict]) -> str:
-    """Why nothing was steered, as a sentence; empty when at least one sample was steered or none was run.
+def format_facts(facts: SteeringFacts) -> str:
+    """Facts as one phrase; what is unknown is left out."""
+    failed = [f"{facts.failed} failed"] if facts.failed else []
+    if facts.policy == "off":
+        answered = f"the base model answered {facts.samples - facts.failed} samples"
+        return ", ".join([f"the method is off (policy=off): {answered}", *failed])
+    parts = [f"{facts.steered} of {facts.samples} samples steered", f"{facts.updates} updates"]
+    if facts.entropy_change is not None:
+        # Over both signs together ΔH says little.
+        named = ((facts.entropy_change_lowering, "α = −1"), (facts.entropy_change_raising, "α = +1"))
+        by_sign = ", ".join(f"{_nats(change)} where {sign}" for change, sign in named if change is not None)
+        parts.append(f"mean ΔH {_nats(facts.entropy_change)} nats an update ({by_sign})")
+    if facts.shift is not None:
+        parts.append(f"relative shift ‖ΔV‖/‖V‖ at the last token {100 * facts.shift:.1f}%")
+    if facts.without_video is not None:
+        parts.append(f"{100 * facts.without_video:.0f}% without video tokens")
+    if facts.due_step_ratio is not None and facts.overhead is not None:
+        ratio = f"a due step takes {facts.due_step_ratio:.2f} times an ordinary one"
+        parts.append(f"{ratio}, which adds {100 * facts.overhead:.1f}% to the decoding time")
+    return ", ".join(parts + failed)
 
-    Args:
-        records: journal lines of kind ``sample``.
-    """
-    return facts_warning(steering_facts(records))
+
+def _nats(change: float) -> str:
+    return f"{change:+.4f}" if abs(change) >= 1e-3 or change == 0 else f"{change:+.1e}"
 
 
-def facts_warning(facts: dict) -> str:
-    """The same from the facts of :func:`steering_facts`."""
-    if facts["steered"] or not facts["samples"]:
+def steering_line(facts: SteeringFacts) -> str:
+    """A run's last line: samples steered, updates, mean ΔH, shift, samples without video, cost of due steps."""
+    return "V-Reason: " + format_facts(facts)
+
+
+def steering_warning(facts: SteeringFacts) -> str:
+    """Why nothing was steered, as a sentence; empty if a sample was, if none was run, or with policy=off."""
+    if facts.steered or not facts.samples or facts.policy == "off":
         return ""
-    reasons = [f"{note} ({count} samples)" for note, count in facts["notes"].items()]
-    if facts["failed"]:
-        reasons.append(f"failed ({facts['failed']} samples)")
-    if not reasons and facts["without_video"] == 1.0:
-        reasons.append(f"{_NO_VIDEO} in any prompt")
+    reasons = [f"{note} ({count} samples)" for note, count in facts.notes.items()]
+    if facts.failed:
+        reasons.append(f"failed ({facts.failed} samples)")
+    if not reasons and facts.without_video == 1.0:
+        reasons.append("no video tokens in any prompt")
     if not reasons:
         reasons.append("no update fell due: answers end before the first due step, or the learning rate is 0")
     return "V-Reason steered nothing, so this run measures the base model: " + "; ".join(reasons)

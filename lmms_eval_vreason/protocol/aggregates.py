@@ -6,9 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from statistics import fmean
+from typing import Any
 
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
+
+# What a task's scorer keeps of one sample.
+Item = dict[str, Any]
 
 
 class BenchmarkMean(float):
@@ -28,12 +32,12 @@ class BenchmarkMean(float):
         return mean
 
 
-def mean_score(items: Sequence[dict]) -> BenchmarkMean:
+def mean_score(items: Sequence[Item]) -> BenchmarkMean:
     """Mean of the items' ``score``; every item counts, answered or not."""
     return _mean(items, [item["score"] for item in items])
 
 
-def mean_tokens(items: Sequence[dict], args: Namespace | None = None) -> BenchmarkMean:
+def mean_tokens(items: Sequence[Item], args: Namespace | None = None) -> BenchmarkMean:
     """Mean length of the items' ``text`` in tokens of the evaluated checkpoint; NaN if it has no tokenizer to load.
 
     One ruler for every model: the returned text, without special tokens and padding. lmms-eval's own token counts,
@@ -53,7 +57,7 @@ def mean_over_benchmarks(means: Sequence[BenchmarkMean], sizes: Sequence[int], w
     return fmean(fmean([m for m, _ in parts], [weight for _, weight in parts]) for parts in tasks.values())
 
 
-def _mean(items: Sequence[dict], values: Sequence[float]) -> BenchmarkMean:
+def _mean(items: Sequence[Item], values: Sequence[float]) -> BenchmarkMean:
     return BenchmarkMean(fmean(values), items[0]["benchmark"], items[0]["pooled"])
 
 
@@ -64,7 +68,7 @@ def _checkpoint(args: Namespace | None) -> str | None:
 
 
 @cache
-def _tokenizer(checkpoint: str | None):
+def _tokenizer(checkpoint: str | None) -> Any:
     if checkpoint is None:
         return None
     from transformers import AutoTokenizer

@@ -14,7 +14,7 @@ from lmms_eval_vreason.prompts.split import Split
 
 T = TypeVar("T")
 
-SHORT_ANSWER_WORDS = 12  # an untagged line of more words is reasoning, not an answer
+_SHORT_ANSWER_WORDS = 12  # an untagged line of more words is reasoning, not an answer
 
 _STATEMENT = re.compile(
     r"(?:\banswer|\b(?:correct|best|right|final)\s+(?:option|choice)|答案)[*_]*\s*"
@@ -57,6 +57,11 @@ def parse_open(response: Split) -> str | None:
     return _parse(response, lambda text, loose: text if loose or _is_short(text) else None, fold=False)
 
 
+def format_number(number: float) -> str:
+    """Plain digits, without an exponent: the stock rule would stop reading at it."""
+    return f"{number:.10f}".rstrip("0").rstrip(".")
+
+
 def clean(text: str, fold: bool = True) -> str:
     """Normal form for parsing: markup and boxes gone; with ``fold`` compatibility characters and dashes are plain."""
     text = unicodedata.normalize("NFKC", text).translate(_DASHES) if fold else text
@@ -65,7 +70,7 @@ def clean(text: str, fold: bool = True) -> str:
 
 
 def _is_short(text: str) -> bool:
-    return bool(text) and "\n" not in text and len(text.split()) <= SHORT_ANSWER_WORDS
+    return bool(text) and "\n" not in text and len(text.split()) <= _SHORT_ANSWER_WORDS
 
 
 def _parse(response: Split, read: Callable[[str, bool], T | None], fold: bool = True) -> T | None:

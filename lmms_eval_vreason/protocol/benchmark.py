@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmms_eval_vreason.prompts.split import Split, split
-from lmms_eval_vreason.protocol.answers import parse_choice, parse_number, parse_open, parse_yes_no
+from lmms_eval_vreason.protocol.answers import format_number, parse_choice, parse_number, parse_open, parse_yes_no
 from lmms_eval_vreason.protocol.prompt_templates import Template, cot_template, direct_template
 
 Doc = Mapping[str, Any]
+Figures = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,19 @@ class Benchmark:
     parse: Callable[[Split, Question], str | None] | None = None
     pooled: bool = False
 
-    def doc_to_text(self, doc: Doc, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    def doc_to_text(self, doc: Doc, lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
         """The chain-of-thought prompt of a document. No model's name changes it."""
         return self._prompt(doc, cot_template())
 
-    def doc_to_text_direct(self, doc: Doc, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    def doc_to_text_direct(self, doc: Doc, lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
         """The direct prompt of a document."""
         return self._prompt(doc, direct_template())
 
-    def process_results(self, doc: Doc, results: list[str]) -> dict[str, dict]:
+    def process_results(self, doc: Doc, results: list[str]) -> Figures:
         """Figures of one raw response (lmms-eval's own stripping is switched off in the task files)."""
         return self._figures(doc, results[0], cot_template())
 
-    def process_results_direct(self, doc: Doc, results: list[str]) -> dict[str, dict]:
+    def process_results_direct(self, doc: Doc, results: list[str]) -> Figures:
         """The same for the direct prompt."""
         return self._figures(doc, results[0], direct_template())
 
@@ -66,7 +67,7 @@ class Benchmark:
         question = self.question(doc)
         return template.render(question.text, question.kind)
 
-    def _figures(self, doc: Doc, text: str, template: Template) -> dict[str, dict]:
+    def _figures(self, doc: Doc, text: str, template: Template) -> Figures:
         question = self.question(doc)
         response = split(text)
         answer = (self.parse or parse_answer)(response, question)
@@ -91,11 +92,6 @@ def parse_answer(response: Split, question: Question) -> str | None:
     if question.kind == "open":
         return parse_open(response)
     return parse_choice(response, question.options)
-
-
-def format_number(number: float) -> str:
-    """Plain digits, without an exponent: the stock rule would stop reading at it."""
-    return f"{number:.10f}".rstrip("0").rstrip(".")
 
 
 def lettered(options: list[str]) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """MMVU, validation split, its multiple-choice questions only: the open ones need a judge."""
 
+from datasets import Dataset
+
 from lmms_eval_vreason.protocol.benchmark import Benchmark, Doc, Question, with_options
 
 
-def multiple_choice(dataset):
+def multiple_choice(dataset: Dataset) -> Dataset:
     """The documents of the paper's subset."""
     return dataset.filter(lambda doc: doc["question_type"] == "multiple-choice")
 

@@ -10,7 +10,7 @@ def question(doc: Doc) -> Question:
 
 
 def score(doc: Doc, answer: str) -> float:
-    return stock_utils("mvbench").mvbench_process_results(doc, [answer])["mvbench_accuracy"]["score"]
+    return float(stock_utils("mvbench").mvbench_process_results(doc, [answer])["mvbench_accuracy"]["score"])
 
 
 _BENCHMARK = Benchmark("mvbench", question, score)

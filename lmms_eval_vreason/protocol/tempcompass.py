@@ -1,6 +1,7 @@
 """TempCompass: its three parts that a rule can score, pooled. Captioning needs a judge and stays out."""
 
 import re
+from functools import partial
 
 from lmms_eval_vreason.protocol.benchmark import Benchmark, Doc, Question
 from lmms_eval_vreason.protocol.stock import stock_utils
@@ -22,15 +23,13 @@ def yes_no_question(doc: Doc) -> Question:
 
 def doc_to_visual(doc: Doc) -> list[str]:
     """The stock paths; not named in the task file, since the stock module needs ``HF_HOME`` at import."""
-    return stock_utils("tempcompass").tempcompass_doc_to_visual(doc)
+    return list(stock_utils("tempcompass").tempcompass_doc_to_visual(doc))
 
 
-def multi_choice_score(doc: Doc, answer: str) -> float:
-    return stock_utils("tempcompass").tempcompass_process_results_multi_choice(doc, [answer])["avg_accuracy"]["rating"]
-
-
-def yes_no_score(doc: Doc, answer: str) -> float:
-    return stock_utils("tempcompass").tempcompass_process_results_yes_no(doc, [answer])["avg_accuracy"]["rating"]
+def score(part: str, doc: Doc, answer: str) -> float:
+    """By the stock scorer of a part."""
+    scorer = getattr(stock_utils("tempcompass"), f"tempcompass_process_results_{part}")
+    return float(scorer(doc, [answer])["avg_accuracy"]["rating"])
 
 
 def caption_score(doc: Doc, answer: str) -> float:
@@ -41,8 +40,8 @@ def caption_score(doc: Doc, answer: str) -> float:
     return float(stock_utils("tempcompass").eval_rule(label, text, doc["answer"]) == 1)
 
 
-_CHOICE = Benchmark("tempcompass", question, multi_choice_score, pooled=True)
-_YES_NO = Benchmark("tempcompass", yes_no_question, yes_no_score, pooled=True)
+_CHOICE = Benchmark("tempcompass", question, partial(score, "multi_choice"), pooled=True)
+_YES_NO = Benchmark("tempcompass", yes_no_question, partial(score, "yes_no"), pooled=True)
 _CAPTION = Benchmark("tempcompass", question, caption_score, pooled=True)
 choice_to_text, choice_to_text_direct = _CHOICE.doc_to_text, _CHOICE.doc_to_text_direct
 choice_results, choice_results_direct = _CHOICE.process_results, _CHOICE.process_results_direct

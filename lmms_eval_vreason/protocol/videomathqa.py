@@ -1,9 +1,11 @@
 """VideoMathQA with subtitles, where lmms-eval gives one model name more subtitles than any other."""
 
+from typing import Any
+
 from lmms_eval_vreason.protocol.stock import stock_config
 
 
-def _for_every_model(task: str) -> dict[str, dict]:
+def _for_every_model(task: str) -> dict[str, dict[str, Any]]:
     return {"default": stock_config(task)["lmms_eval_specific_kwargs"]["qwen2_5_vl"]}
 
 

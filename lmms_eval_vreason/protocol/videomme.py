@@ -10,7 +10,8 @@ def question(doc: Doc) -> Question:
 
 
 def score(doc: Doc, answer: str) -> float:
-    return stock_utils("videomme").videomme_process_results(doc, [answer])["videomme_perception_score"]["score"]
+    scored = stock_utils("videomme").videomme_process_results(doc, [answer])
+    return float(scored["videomme_perception_score"]["score"])
 
 
 _BENCHMARK = Benchmark("videomme", question, score)

@@ -22,7 +22,7 @@ def adaptation_question(doc: Doc) -> Question:
 
 def doc_to_visual(doc: Doc) -> list[str]:
     """The stock paths; not named in the task file, since the stock module needs ``HF_HOME`` at import."""
-    return stock_utils("videommmu").videommmu_doc_to_visual(doc)
+    return list(stock_utils("videommmu").videommmu_doc_to_visual(doc))
 
 
 def score(doc: Doc, answer: str) -> float:
@@ -33,7 +33,7 @@ def score(doc: Doc, answer: str) -> float:
 
 
 def _stock_prompts() -> dict[str, str]:
-    return stock_config("videommmu")["lmms_eval_specific_kwargs"]["default"]
+    return dict(stock_config("videommmu")["lmms_eval_specific_kwargs"]["default"])
 
 
 _LECTURE = Benchmark("videommmu", question, score)

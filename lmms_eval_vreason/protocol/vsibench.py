@@ -1,27 +1,22 @@
 """VSI-Bench in two columns: multiple choice by accuracy, numbers by mean relative accuracy."""
 
+from datasets import Dataset
+
 from lmms_eval_vreason.prompts.split import Split
-from lmms_eval_vreason.protocol.benchmark import (
-    Benchmark,
-    Doc,
-    Question,
-    format_number,
-    lettered,
-    parse_answer,
-    with_options,
-)
+from lmms_eval_vreason.protocol.answers import format_number
+from lmms_eval_vreason.protocol.benchmark import Benchmark, Doc, Question, lettered, parse_answer, with_options
 from lmms_eval_vreason.protocol.stock import stock_utils
 
 _LONGEST_IN_WORDS = 6  # "three hundred and twenty-one metres" is a number, a sentence with "one" in it is not
 
 
-def multiple_choice(dataset):
+def multiple_choice(dataset: Dataset) -> Dataset:
     """The documents that are scored by accuracy."""
     kinds = stock_utils("vsibench").MCA_QUESTION_TYPES
     return dataset.filter(lambda doc: doc["question_type"] in kinds)
 
 
-def numeric(dataset):
+def numeric(dataset: Dataset) -> Dataset:
     """The documents that are scored by mean relative accuracy."""
     kinds = stock_utils("vsibench").NA_QUESTION_TYPES
     return dataset.filter(lambda doc: doc["question_type"] in kinds)

@@ -1,7 +1,8 @@
-"""Which benchmark a task belongs to, so that stock tasks and this package's stand side by side."""
+"""The six benchmarks: which tasks belong to each, and the scores that the paper published for them."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 # Task name, without this package's prefix → benchmark as it is written in papers. Order is the tables' order.
 _BENCHMARKS = (
@@ -41,3 +42,28 @@ def benchmark_of(task: str, groups: Mapping[str, Sequence[str]]) -> str:
 def sort_key(benchmark: str) -> tuple[int, str]:
     """Orders benchmarks as the paper does, and others after them by name."""
     return (ORDER.index(benchmark) if benchmark in ORDER else len(ORDER), benchmark)
+
+
+# The bars of the paper's project page; token counts from its efficiency figure. "Lite" is the page's "Pruned". These
+# figures are never re-run here, and are marked so wherever shown.
+SOURCE = "arXiv 2510.17045, project page; published, not re-run"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published model: scores in percent in the order of ``ORDER``, and mean output tokens over benchmarks."""
+
+    label: str
+    scores: tuple[float, ...]
+    output_tokens: float
+
+    def by_benchmark(self) -> dict[str, float]:
+        return dict(zip(ORDER, self.scores, strict=True))
+
+
+PUBLISHED = (
+    Published("Qwen2.5-VL-7B, CoT prompt", (45.8, 61.3, 60.7, 72.4, 53.7, 33.8, 22.3), 226),
+    Published("V-Reason-7B", (46.3, 62.7, 60.9, 73.3, 54.9, 37.1, 23.4), 176),
+    Published("V-Reason-7B Lite", (47.4, 65.0, 60.6, 72.3, 53.5, 37.3, 23.7), 178),
+    Published("Video-R1-7B", (48.8, 64.0, 64.1, 73.3, 58.7, 30.9, 39.2), 430),
+)

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _RUN = "an lmms-eval output folder, results file or samples file, as [label=]path[#tasks]"
 
 
-def add_commands(subparsers) -> None:
+def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds this room's subcommands to the ``vreason`` parser."""
     report = subparsers.add_parser("report", help="compare runs: scores, paired tests, cost, figures")
     report.add_argument("runs", nargs="+", metavar="RUN", help=f"{_RUN}; the first is the baseline; one label several "
@@ -36,9 +37,7 @@ def add_commands(subparsers) -> None:
     submit = subparsers.add_parser("submit", help="the answer file of a leaderboard, checked for completeness")
     submit.add_argument("benchmark", help="videomme, mvbench or tempcompass (the others have no form)")
     submit.add_argument("first", metavar="RUN", help=_RUN)
-    submit.add_argument(
-        "--output", type=Path, default=Path("submission"), metavar="FOLDER", help="default: %(default)s"
-    )
+    submit.add_argument("--output", type=Path, default="submission", metavar="FOLDER", help="default: %(default)s")
     submit.add_argument("--chain", action="store_true", help="submit the whole text, chain of thought included")
     submit.set_defaults(run=_submit)
 
@@ -55,10 +54,10 @@ def _report(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lmms_eval_vreason.report.compare import compare
-    from lmms_eval_vreason.report.figures import png, report_figures, save
-    from lmms_eval_vreason.report.page import report_page, write_page
+    from lmms_eval_vreason.report.figures import CAPTIONS, png, report_figures, save
+    from lmms_eval_vreason.report.files import write_text
     from lmms_eval_vreason.report.runs import read_run
-    from lmms_eval_vreason.report.tables import print_terminal, write_tables
+    from lmms_eval_vreason.report.tables import print_terminal, report_page, write_tables
 
     runs = [read_run(argument) for argument in tqdm(args.runs, desc="reading runs", disable=len(args.runs) < 2)]
     comparison = compare(runs, resamples=args.resamples, published=args.published)
@@ -69,39 +68,41 @@ def _report(args: argparse.Namespace) -> int:
         figures = report_figures(comparison)
         images = {name: png(figure) for name, figure in figures.items()}
         for name, figure in figures.items():
-            written += save(figure, args.output.with_name(f"{args.output.name}-{name}"), images[name])
-        written.append(write_page(report_page(comparison, images), args.output.with_name(f"{args.output.name}.html")))
+            written += save(figure, _beside(args.output, f"-{name}"), images[name])
+        written.append(write_text(_beside(args.output, ".html"), report_page(comparison, images, CAPTIONS)))
         console.print("wrote " + ", ".join(map(str, written)), markup=False, highlight=False)
     return 0
 
 
+def _beside(prefix: Path, ending: str) -> Path:
+    return prefix.with_name(prefix.name + ending)
+
+
 def _plot(args: argparse.Namespace) -> int:
     from lmms_eval_vreason.report.figures import save
-    from lmms_eval_vreason.report.sample_figure import find_sample, sample_figure
+    from lmms_eval_vreason.report.sample_figure import find_sample, find_verdict, sample_figure
 
     notices: list[str] = []
     record = find_sample(args.sample, notices)
-    prefix = args.output or Path(f"{record['task']}-{record['doc_id']}")
-    for path in save(sample_figure(record), prefix):
-        print(f"wrote {path}")
+    figure = sample_figure(record, find_verdict(args.sample, record, notices))
+    _wrote(save(figure, args.output or Path(f"{record['task']}-{record['doc_id']}")))
     _say(notices)
     return 0
 
 
 def _flips(args: argparse.Namespace) -> int:
+    from lmms_eval_vreason.report.files import write_text
     from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
-    from lmms_eval_vreason.report.page import write_page
     from lmms_eval_vreason.report.runs import read_run
 
     runs = [read_run(args.first), read_run(args.second)]
     labels = (runs[0].label, runs[1].label)
     flips = find_flips((args.first, runs[0]), (args.second, runs[1]))
     print(summary(flips, labels) + "\n")
-    print("\n".join(as_text(flips[: args.limit])))
+    print(as_text(flips[: args.limit]))
     if args.output:
-        texts = {".html": as_page(flips, labels), ".txt": "\n".join(as_text(flips))}
-        for suffix, text in texts.items():
-            print(f"wrote {write_page(text, args.output.with_name(args.output.name + suffix))}")
+        texts = {".html": as_page(flips, labels), ".txt": as_text(flips)}
+        _wrote([write_text(_beside(args.output, suffix), text) for suffix, text in texts.items()])
     _say([f"{run.label}: {notice}" for run in runs for notice in run.notices])
     return 0
 
@@ -110,12 +111,16 @@ def _submit(args: argparse.Namespace) -> int:
     from lmms_eval_vreason.report.submit import submission, write_submission
 
     contents, notices = submission(args.benchmark, args.first, chain=args.chain)
-    for path in write_submission(contents, args.output):
-        print(f"wrote {path}")
+    _wrote(write_submission(contents, args.output))
     _say(notices)
     return 0
 
 
-def _say(notices: list[str]) -> None:
+def _wrote(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(f"wrote {path}")
+
+
+def _say(notices: Sequence[str]) -> None:
     for notice in notices:
         print(f"Note: {notice}", file=sys.stderr)

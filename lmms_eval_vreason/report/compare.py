@@ -1,25 +1,26 @@
 """Runs side by side: one row a benchmark and run, with its difference to the first run on the samples both have."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lmms_eval_vreason.journal.summary import facts_warning
+from lmms_eval_vreason.journal.summary import SteeringFacts, steering_warning
 from lmms_eval_vreason.report import statistics
-from lmms_eval_vreason.report.catalogue import VSI_MRA, sort_key
-from lmms_eval_vreason.report.journals import steering_facts
-from lmms_eval_vreason.report.published import PUBLISHED
-from lmms_eval_vreason.report.runs import KEY, Run, arguments
+from lmms_eval_vreason.report.catalogue import PUBLISHED, VSI_MRA, sort_key
+from lmms_eval_vreason.report.runs import KEY, RunResults
 
 MEAN, MEAN_WITH_MRA = "Mean", "Mean with MRA"
-FEW_DISCORDANT = 10
+FEW_CHANGED = 10
 _COSTS = ("output_tokens", "thinking_tokens", "seconds")
+_SHARES = ("answered", "cut")
 
 
 @dataclass(frozen=True)
-class Label:
+class RunGroup:
     """One column of the comparison: a run, or several runs of one label (seeds), joined sample by sample.
 
     Attributes:
@@ -29,8 +30,23 @@ class Label:
     """
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunResults, ...]
     samples: pd.DataFrame
+
+    def rows(self, benchmark: str) -> pd.DataFrame:
+        """The samples of one benchmark; empty where the group has none."""
+        return self.samples[self.samples.index.get_level_values("row") == benchmark]
+
+    def seed_std(self, documents: Sequence[pd.Index]) -> float:
+        """Standard deviation between the runs' scores, a mean over benchmarks; nan for one run.
+
+        Args:
+            documents: of each benchmark.
+        """
+        if len(self.runs) == 1:
+            return float("nan")
+        scores = [run.samples.set_index(KEY)["score"] for run in self.runs]
+        return float(np.std([np.mean([own.reindex(index).mean() for index in documents]) for own in scores], ddof=1))
 
 
 @dataclass(frozen=True)
@@ -39,20 +55,31 @@ class Comparison:
 
     Attributes:
         table: one row a benchmark and label, and one a mean and label; columns as ``compare`` documents.
-        labels: in the order given; the first is what the others are compared with.
-        steering: label → the facts of ``summary.steering_facts``, one a run that has a journal.
+        groups: in the order given; the first is what the others are compared with.
+        steering: (label, facts) of each run that has a journal.
         warnings: what may make the comparison unfair, or figures unreliable.
         notices: what was found in the files.
     """
 
     table: pd.DataFrame
-    labels: tuple[Label, ...]
-    steering: list[tuple[str, dict]]
+    groups: tuple[RunGroup, ...]
+    steering: list[tuple[str, SteeringFacts]]
     warnings: list[str]
     notices: list[str]
 
 
-def compare(runs: Sequence[Run], *, resamples: int = statistics.RESAMPLES, published: bool = False) -> Comparison:
+@dataclass(frozen=True)
+class _Cell:
+    """One benchmark of one group: its table row, its documents, and its test (None: it is not compared)."""
+
+    record: dict[str, Any]
+    documents: pd.Index
+    test: statistics.PairedTest | None = None
+
+
+def compare(
+    runs: Sequence[RunResults], *, resamples: int = statistics.RESAMPLES, published: bool = False
+) -> Comparison:
     """Compares runs; runs that share a label are seeds of one column.
 
     Args:
@@ -62,197 +89,175 @@ def compare(runs: Sequence[Run], *, resamples: int = statistics.RESAMPLES, publi
 
     Returns:
         A comparison whose ``table`` has the columns benchmark, label, published, runs, samples, unit (``%`` or ''),
-        score, se, seed_std, difference, low, high, p, p_holm, p_clustered, test, compared, left_out, clusters, gained,
-        lost, output_tokens, thinking_tokens, answered, cut, seconds, peak_memory_gb.
+        score, se, seed_std, difference, low, high, p, p_holm, p_clustered, p_mcnemar, test, compared, left_out,
+        clusters, changed, gained, lost, output_tokens, thinking_tokens, answered, cut, seconds, peak_memory_gb.
     """
     warnings = [f"{run.label}: {warning}" for run in runs for warning in run.warnings]
-    labels = tuple(_labels(runs, warnings))
-    videos = _videos(labels)
-    benchmarks = sorted({row for label in labels for row in label.samples.index.unique("row")}, key=sort_key)
-    units = {benchmark: _unit(benchmark, labels) for benchmark in benchmarks}
-    cells = {
-        (benchmark, label.name): _cell(benchmark, label, labels[0], videos, units[benchmark], seed, resamples, warnings)
-        for seed, benchmark in enumerate(benchmarks)
-        for label in labels
-        if benchmark in label.samples.index.unique("row")
-    }
-    _warn_missing(benchmarks, labels, warnings)
-    _warn_prompts(labels, warnings)
-    rows = [record for record, _ in cells.values()]
-    _correct(rows, labels)
-    table = pd.DataFrame(rows + _means(cells, labels, benchmarks))
+    groups = tuple(_groups(runs, warnings))
+    table = pd.DataFrame(_Comparer(groups, resamples, warnings).records())
     if published:
         table = pd.concat([table, _published(table)], ignore_index=True)
-    steered = [run for label in labels for run in label.runs if run.journal is not None and len(run.journal)]
-    steering = [(run.label, steering_facts(run.journal)) for run in steered]
-    for run, (name, facts) in zip(steered, steering, strict=True):
-        if facts_warning(facts) and arguments(run.settings.get("model_args")).get("policy") != "off":
-            warnings.append(f"{name}: {facts_warning(facts)}")
+    steering = [(run.label, run.facts) for group in groups for run in group.runs if run.facts]
+    warnings += [f"{name}: {warning}" for name, facts in steering if (warning := steering_warning(facts))]
     notices = [f"{run.label}: {notice}" for run in runs for notice in run.notices]
-    return Comparison(table, labels, steering, warnings, list(dict.fromkeys(notices)))
+    return Comparison(table, groups, steering, warnings, list(dict.fromkeys(notices)))
 
 
-def _labels(runs: Sequence[Run], warnings: list[str]) -> Iterator[Label]:
+def _groups(runs: Sequence[RunResults], warnings: list[str]) -> Iterator[RunGroup]:
     for name in dict.fromkeys(run.label for run in runs):
         own = tuple(run for run in runs if run.label == name)
         frames = [run.samples.set_index(KEY).sort_index() for run in own]
-        if len(frames) == 1:
-            yield Label(name, own, frames[0])
-            continue
         common = frames[0].index
         for frame in frames[1:]:
             common = common.intersection(frame.index)
-        left_out = max(len(frame) for frame in frames) - len(common)
         if common.empty:
             raise ValueError(f"the runs labelled {name!r} have no sample in common: they cannot be seeds of one run")
-        if left_out:
+        if left_out := max(map(len, frames)) - len(common):
             warnings.append(f"{name}: {left_out} samples are not in all {len(own)} runs and were left out")
-        yield Label(name, own, _mean_over_runs([frame.loc[common] for frame in frames]))
+        frames = [frame.loc[common] for frame in frames]
+        joined = frames[0].copy()
+        for column in ("score", "input_tokens", *_COSTS, *_SHARES, "updates"):
+            joined[column] = np.mean([frame[column].to_numpy(dtype=float) for frame in frames], axis=0)
+        joined["peak_memory"] = np.max([frame["peak_memory"] for frame in frames], axis=0)
+        yield RunGroup(name, own, joined)
 
 
-def _mean_over_runs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    joined = frames[0].copy()
-    for column in ("score", "input_tokens", *_COSTS, "answered", "cut", "updates"):
-        joined[column] = np.mean([frame[column].to_numpy(dtype=float) for frame in frames], axis=0)
-    joined["peak_memory"] = np.max([frame["peak_memory"] for frame in frames], axis=0)
-    return joined
+@dataclass
+class _Comparer:
+    """Makes the table's records; adds to ``warnings`` on the way."""
+
+    groups: tuple[RunGroup, ...]
+    resamples: int
+    warnings: list[str]
+    cells: dict[tuple[str, str], _Cell] = field(default_factory=dict)
+
+    def records(self) -> list[dict[str, Any]]:
+        benchmarks = sorted({row for group in self.groups for row in group.samples.index.unique("row")}, key=sort_key)
+        for seed, benchmark in enumerate(benchmarks):
+            unit = self._unit(benchmark)
+            for group in self.groups:
+                if len(group.rows(benchmark)):
+                    self.cells[benchmark, group.name] = self._cell(benchmark, group, unit, seed)
+        for group in self.groups:
+            self._correct(group)
+            self._warn_missing(group, benchmarks)
+        for group in self.groups[1:]:
+            self._warn_prompts(group)
+        return [cell.record for cell in self.cells.values()] + list(self._means(benchmarks))
+
+    def _unit(self, benchmark: str) -> str:
+        """Scores between 0 and 1 in every run are shares, shown in percent; others stay as they are."""
+        return "%" if all(group.rows(benchmark)["score"].between(0, 1).all() for group in self.groups) else ""
+
+    @cached_property
+    def _videos(self) -> "pd.Series[str]":
+        """The video of each document, from the first run that knows it."""
+        return reduce(pd.Series.combine_first, [group.samples["video"] for group in self.groups])
+
+    def _clusters(self, documents: pd.Index) -> statistics.Array:
+        return statistics.cluster_codes(self._videos.reindex(documents))
+
+    def _cell(self, benchmark: str, group: RunGroup, unit: str, seed: int) -> _Cell:
+        samples, baseline = group.rows(benchmark), self.groups[0]
+        scores, scale = samples["score"].to_numpy(), 100.0 if unit == "%" else 1.0
+        record = {
+            **_named(benchmark, group, unit),
+            "samples": len(samples),
+            "score": scale * scores.mean(),
+            "se": scale * statistics.standard_error(scores, self._clusters(samples.index)),
+            "seed_std": scale * group.seed_std([samples.index]),
+            **{name: samples[name].mean() for name in _COSTS},
+            **{name: 100 * samples[name].astype(float).mean() for name in _SHARES},
+            "peak_memory_gb": samples["peak_memory"].max() / 1e9,
+        }
+        others = baseline.rows(benchmark)
+        common = samples.index.intersection(others.index)
+        if group is not baseline and len(others) and common.empty:
+            self.warnings.append(f"{benchmark}: {group.name} and {baseline.name} have no sample in common")
+        if group is baseline or common.empty:
+            return _Cell(record, samples.index)
+        clusters, first, second = (
+            self._clusters(common),
+            *(f.loc[common, "score"].to_numpy() for f in (others, samples)),
+        )
+        interval = statistics.clustered_interval(scale * (second - first), clusters, self.resamples, seed)
+        single = len(group.runs) == len(baseline.runs) == 1
+        test = statistics.paired_test(first, second, clusters, interval, single_runs=single, seed=seed)
+        left_out = len(samples) + len(others) - 2 * len(common)
+        self._warn_difference(f"{benchmark}: {group.name} against {baseline.name}", test, left_out)
+        names = ("p", "p_clustered", "p_mcnemar", "test", "clusters", "changed", "gained", "lost")
+        record |= _interval(interval) | {name: getattr(test, name) for name in names}
+        return _Cell(record | {"compared": len(common), "left_out": left_out}, samples.index, test)
+
+    def _warn_difference(self, who: str, test: statistics.PairedTest, left_out: int) -> None:
+        if left_out:
+            self.warnings.append(f"{who} compares the {test.samples} samples that both have; {left_out} were left out")
+        if not test.changed:
+            self.warnings.append(f"{who} differs on none of {test.samples} samples; no interval can be made of that")
+        elif np.isnan(test.interval.low):
+            reason = "all samples are on one video" if test.clusters < 2 else "every video differs by the same amount"
+            self.warnings.append(f"{who} has no interval: {reason}")
+        elif test.changed < FEW_CHANGED:
+            self.warnings.append(f"{who} differs on {test.changed} samples only; the interval is rough")
+
+    def _correct(self, group: RunGroup) -> None:
+        """Holm's correction over the benchmarks of a group's comparison."""
+        own = [cell for (_, name), cell in self.cells.items() if name == group.name and cell.test]
+        for cell, corrected in zip(own, statistics.holm([cell.record["p"] for cell in own]), strict=True):
+            cell.record["p_holm"] = corrected
+
+    def _means(self, benchmarks: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Macro means over the benchmarks that every group has; MRA counts in a mean of its own, as in the paper."""
+        names = [group.name for group in self.groups]
+        shared = [b for b in benchmarks if all((b, name) in self.cells for name in names)]
+        percent = [b for b in shared if self.cells[b, names[0]].record["unit"] == "%"]
+        accuracy = [b for b in percent if b != VSI_MRA]
+        for name, over in ((MEAN, accuracy), (MEAN_WITH_MRA, percent if VSI_MRA in percent else [])):
+            if len(over) > 1:
+                yield from (_mean(name, group, [self.cells[b, group.name] for b in over]) for group in self.groups)
+
+    def _warn_missing(self, group: RunGroup, benchmarks: Sequence[str]) -> None:
+        if missing := [b for b in benchmarks if (b, group.name) not in self.cells]:
+            self.warnings.append(f"{group.name} has no {', '.join(missing)}: left out of the mean of all runs")
+
+    def _warn_prompts(self, group: RunGroup) -> None:
+        first = self.groups[0]
+        common = group.samples.index.intersection(first.samples.index)
+        differ = group.samples.loc[common, "prompt"].ne(first.samples.loc[common, "prompt"]).groupby(level="row")
+        counts = zip(differ.sum().items(), differ.count(), strict=True)
+        if shown := [f"{row} ({count} of {samples})" for (row, count), samples in counts if count]:
+            self.warnings.append(
+                f"{group.name} and {first.name} were asked with different prompts: {', '.join(shown)}. "
+                "Their difference is not the method's alone"
+            )
 
 
-def _videos(labels: Sequence[Label]) -> pd.Series:
-    """The video of each document, from whichever run knows it."""
-    videos = labels[0].samples["video"]
-    for label in labels[1:]:
-        videos = videos.combine_first(label.samples["video"])
-    return videos
+def _named(benchmark: str, group: RunGroup, unit: str) -> dict[str, Any]:
+    return {"benchmark": benchmark, "label": group.name, "published": False, "runs": len(group.runs), "unit": unit}
 
 
-def _unit(benchmark: str, labels: Sequence[Label]) -> str:
-    """Scores between 0 and 1 in every run are shares, shown in percent; others stay as they are."""
-    scores = [label.samples.loc[label.samples.index.get_level_values("row") == benchmark, "score"] for label in labels]
-    return "%" if pd.concat(scores).between(0, 1).all() else ""
+def _interval(interval: statistics.Interval) -> dict[str, float]:
+    return {name: getattr(interval, name) for name in ("difference", "low", "high")}
 
 
-def _cell(
-    benchmark: str,
-    label: Label,
-    baseline: Label,
-    videos: pd.Series,
-    unit: str,
-    seed: int,
-    resamples: int,
-    warnings: list[str],
-) -> tuple[dict, np.ndarray | None]:
-    """One benchmark of one label, and the bootstrap means of its difference to the baseline."""
-    samples = label.samples.loc[[benchmark]]
-    scores = samples["score"].to_numpy()
-    scale = 100.0 if unit == "%" else 1.0
-    record = {
-        "benchmark": benchmark,
-        "label": label.name,
-        "published": False,
-        "runs": len(label.runs),
-        "samples": len(samples),
-        "unit": unit,
-        "score": scale * scores.mean(),
-        "se": scale * statistics.standard_error(scores, statistics.cluster_codes(videos.reindex(samples.index))),
-        "seed_std": scale * _std_over_runs(label, samples.index),
-        **_costs(samples),
-    }
-    if label is baseline or benchmark not in baseline.samples.index.unique("row"):
-        return record, None
-    others = baseline.samples.loc[[benchmark]]
-    common = samples.index.intersection(others.index)
-    if common.empty:
-        warnings.append(f"{benchmark}: {label.name} and {baseline.name} have no sample in common")
-        return record, None
-    difference, means = _difference(label, baseline, common, videos, seed, resamples)
-    left_out = len(samples) + len(others) - 2 * len(common)
-    _warn_difference(f"{benchmark}: {label.name} against {baseline.name}", difference, left_out, warnings)
-    scaled = {name: scale * getattr(difference, name) for name in ("difference", "low", "high")}
-    plain = {name: getattr(difference, name) for name in ("p", "p_clustered", "test", "clusters", "gained", "lost")}
-    return record | scaled | plain | {"compared": len(common), "left_out": left_out}, means * scale
-
-
-def _std_over_runs(label: Label, documents: pd.Index) -> float:
-    """Standard deviation of the runs' mean scores on the same documents; nan for one run."""
-    if len(label.runs) == 1:
-        return np.nan
-    means = [run.samples.set_index(KEY)["score"].reindex(documents).mean() for run in label.runs]
-    return float(np.std(means, ddof=1))
-
-
-def _warn_difference(who: str, difference: statistics.PairedTest, left_out: int, warnings: list[str]) -> None:
-    if left_out:
-        warnings.append(f"{who} compares the {difference.samples} samples that both have; {left_out} were left out")
-    changed = None if difference.gained is None else difference.gained + difference.lost
-    if changed is not None and 0 < changed < FEW_DISCORDANT:
-        warnings.append(f"{who} differs on {changed} samples only; the interval is rough")
-
-
-def _difference(
-    label: Label, baseline: Label, common: pd.Index, videos: pd.Series, seed: int, resamples: int
-) -> tuple[statistics.PairedTest, np.ndarray]:
-    first = baseline.samples.loc[common, "score"].to_numpy()
-    second = label.samples.loc[common, "score"].to_numpy()
-    clusters = statistics.cluster_codes(videos.reindex(common))
-    single = len(label.runs) == len(baseline.runs) == 1
-    return statistics.paired_test(first, second, clusters, single=single, resamples=resamples, seed=seed)
-
-
-def _costs(samples: pd.DataFrame) -> dict[str, float]:
-    means = {name: samples[name].mean() for name in _COSTS}
-    shares = {name: 100 * samples[name].astype(float).mean() for name in ("answered", "cut")}
-    return means | shares | {"peak_memory_gb": samples["peak_memory"].max() / 1e9}
-
-
-def _correct(rows: list[dict], labels: Sequence[Label]) -> None:
-    """Holm's correction over the benchmarks of each comparison, in place."""
-    for label in labels[1:]:
-        own = [row for row in rows if row["label"] == label.name and "p" in row]
-        for row, corrected in zip(own, statistics.holm([row["p"] for row in own]), strict=True):
-            row["p_holm"] = corrected
-
-
-def _means(cells: Mapping, labels: Sequence[Label], benchmarks: Sequence[str]) -> list[dict]:
-    """Macro means over the benchmarks that every label has; MRA counts in a mean of its own, as in the paper."""
-    shared = [b for b in benchmarks if all((b, label.name) in cells for label in labels)]
-    percent = [b for b in shared if cells[b, labels[0].name][0]["unit"] == "%"]
-    accuracy = [b for b in percent if b != VSI_MRA]
-    named = [(MEAN, accuracy)] + ([(MEAN_WITH_MRA, percent)] if VSI_MRA in percent else [])
-    return [_mean(name, label, over, cells) for name, over in named if len(over) > 1 for label in labels]
-
-
-def _mean(name: str, label: Label, over: Sequence[str], cells: Mapping) -> dict:
-    rows = [cells[benchmark, label.name][0] for benchmark in over]
-    record = {"benchmark": name, "label": label.name, "published": False, "runs": len(label.runs), "unit": "%"}
-    record["samples"] = sum(row["samples"] for row in rows)
-    for column in ("score", *_COSTS, "answered", "cut"):
-        record[column] = float(np.mean([row[column] for row in rows]))
-    record["se"] = float(np.sqrt(np.square([row["se"] for row in rows]).sum()) / len(rows))
-    record["peak_memory_gb"] = max(row["peak_memory_gb"] for row in rows)
-    if len(label.runs) > 1:
-        seeds = [
-            np.mean([run.samples.loc[run.samples["row"] == b, "score"].mean() for b in over]) for run in label.runs
-        ]
-        record["seed_std"] = 100 * float(np.std(seeds, ddof=1))
-    distributions = [cells[benchmark, label.name][1] for benchmark in over]
-    if any(means is None for means in distributions):
+def _mean(name: str, group: RunGroup, cells: Sequence[_Cell]) -> dict[str, Any]:
+    records = [cell.record for cell in cells]
+    record = _named(name, group, "%") | {"samples": sum(own["samples"] for own in records)}
+    for column in ("score", *_COSTS, *_SHARES):
+        record[column] = float(np.mean([own[column] for own in records]))
+    # Benchmarks are independent of each other.
+    record["se"] = float(np.sqrt(np.square([own["se"] for own in records]).sum()) / len(records))
+    record["seed_std"] = 100 * group.seed_std([cell.documents for cell in cells])
+    record["peak_memory_gb"] = max(own["peak_memory_gb"] for own in records)
+    tests = [cell.test for cell in cells if cell.test]
+    if len(tests) < len(cells):
         return record
-    means = np.mean(distributions, axis=0)
-    clusters = sum(row["clusters"] for row in rows)
-    low, high = statistics.percentile_interval(means, clusters)
-    p = float(statistics.bootstrap_p(means))
-    return record | {
-        "difference": float(np.mean([row["difference"] for row in rows])),
-        "low": float(low),
-        "high": float(high),
-        "p": p,
-        "p_clustered": p,
-        "test": "clustered bootstrap",
-        "clusters": clusters,
-        "compared": sum(row["compared"] for row in rows),
-        "left_out": sum(row["left_out"] for row in rows),
-    }
+    counts = {name: sum(own[name] for own in records) for name in ("clusters", "compared", "left_out", "changed")}
+    difference = float(np.mean([test.interval.difference for test in tests]))
+    means = np.mean([test.interval.means for test in tests], axis=0)
+    interval = statistics.interval_from(difference, means, counts["clusters"])
+    p = statistics.permutation_p(np.concatenate([test.parts for test in tests]), len(means))
+    return record | counts | _interval(interval) | {"p": p, "p_clustered": p, "test": statistics.PERMUTATION}
 
 
 def _published(table: pd.DataFrame) -> pd.DataFrame:
@@ -262,33 +267,8 @@ def _published(table: pd.DataFrame) -> pd.DataFrame:
         scores = model.by_benchmark()
         base = {"label": model.label, "published": True, "unit": "%"}
         rows += [base | {"benchmark": b, "score": scores[b]} for b in present if b in scores]
-        if len(scores) == len([b for b in present if b in scores]):
+        if set(scores) <= set(present):
             accuracy = [score for b, score in scores.items() if b != VSI_MRA]
             rows.append(base | {"benchmark": MEAN, "score": np.mean(accuracy), "output_tokens": model.output_tokens})
             rows.append(base | {"benchmark": MEAN_WITH_MRA, "score": np.mean(model.scores)})
     return pd.DataFrame(rows)
-
-
-def _warn_missing(benchmarks: Sequence[str], labels: Sequence[Label], warnings: list[str]) -> None:
-    for label in labels:
-        missing = [b for b in benchmarks if b not in label.samples.index.unique("row")]
-        if missing:
-            warnings.append(f"{label.name} has no {', '.join(missing)}: left out of the mean of all runs")
-
-
-def _warn_prompts(labels: Sequence[Label], warnings: list[str]) -> None:
-    first = labels[0]
-    for label in labels[1:]:
-        common = label.samples.index.intersection(first.samples.index)
-        differ = label.samples.loc[common, "prompt"].ne(first.samples.loc[common, "prompt"])
-        counts = differ.groupby(level="row").sum()
-        shown = [
-            f"{row} ({count} of {(common.get_level_values('row') == row).sum()})"
-            for row, count in counts.items()
-            if count
-        ]
-        if shown:
-            warnings.append(
-                f"{label.name} and {first.name} were asked with different prompts: {', '.join(shown)}. "
-                "Their difference is not the method's alone"
-            )

@@ -3,12 +3,13 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,12 +18,13 @@ from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
 
 # Okabe and Ito (2008), without yellow, which vanishes on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-MARKERS = "osD^vPX"
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+_MARKERS = "osD^vPX"
 _PUBLISHED_MARKERS = "*ph8"
 _LEGEND_CHARACTERS = 84  # of 9 points on 6.5 inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
+    "axes.formatter.useoffset": False,  # an offset is drawn over the axis' label
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -33,72 +35,90 @@ STYLE = {
     "savefig.dpi": 200,
     "text.parse_math": False,  # labels and texts are users' and models' own: a dollar sign is no formula
 }
-
-
-def style_of(index: int) -> dict:
-    """Colour, line style and marker of the index-th run."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": LINES[index % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
+CAPTIONS = {
+    "differences": "Difference of each run to the first by benchmark, with 95% intervals.",
+    "efficiency": "Score against length: further up is better, further left is cheaper.",
+    "entropy": "Mean entropy of the next token against the token's index, raw and as moving average.",
+    "peak": "Where the moving average of the entropy peaks, and how high (median, quartiles, 5 to 95%).",
+    "shift": "Relative shift of the value cache, ‖ΔV‖/‖V‖ over the video tokens, against the token's index.",
+    "steps": "Updates of one sample a run (median number of updates): the switch α, and ΔH on the same token.",
+}
+# (index of the run's label, label) → its journal's samples with traces.
+Traced = Mapping[tuple[int, str], pa.Table]
 
 
 def report_figures(comparison: Comparison) -> dict[str, Figure]:
     """Name → figure, of those that the runs have the data for."""
+    traced = _traced(comparison)
+    made: dict[str, Figure | None] = {}
     with matplotlib.rc_context(STYLE):
-        made = {"differences": differences(comparison), "efficiency": efficiency(comparison)}
-        traced = _traced(comparison)
+        made["differences"], made["efficiency"] = differences(comparison), efficiency(comparison)
         if traced:
-            made["entropy"] = entropy(traced)
-            made["peak"] = peak(traced)
-            made["shift"] = shift(traced)
-            made["steps"] = due_steps(traced)
-        return {name: figure for name, figure in made.items() if figure is not None}
+            made |= {"entropy": entropy(traced), "peak": peak(traced), "shift": shift(traced), "steps": updates(traced)}
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def _traced(comparison: Comparison) -> dict[tuple[int, str], pa.Table]:
-    """(index of the label, label) → its journals with at least one trace, seeds joined."""
+def _traced(comparison: Comparison) -> Traced:
+    """The labels' journals with at least one trace, seeds joined."""
     traced = {}
-    for index, label in enumerate(comparison.labels):
-        tables = [run.journal for run in label.runs if run.journal is not None]
-        tables = [journals.with_arrays(table) for table in tables]
-        table = pa.concat_tables(tables) if tables else None
-        if table is not None and len(table):
-            traced[index, label.name] = table
+    for index, group in enumerate(comparison.groups):
+        tables = [journals.with_arrays(run.journal) for run in group.runs if run.journal is not None]
+        if sum(map(len, tables)):
+            traced[index, group.name] = pa.concat_tables(tables)
     return traced
 
 
-def _legend(figure: Figure, labels: Sequence[str], loc: str = "outside upper center") -> None:
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(6.5, height), layout="constrained")
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour and marker of the index-th run."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+
+
+def _legend(figure: Figure, labels: Sequence[str], loc: Any = "outside upper center") -> None:
     """A legend in as many columns as fit the figure's width."""
     columns = max(1, min(len(labels), _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
     figure.legend(loc=loc, ncols=columns)
 
 
+def _widen(axes: Axes, axis: str, least: float) -> None:
+    """Gives an axis a span of at least ``least`` around its middle, so that equal values don't fill it with noise."""
+    low, high = getattr(axes, f"get_{axis}lim")()
+    if high - low < least:
+        middle = (low + high) / 2
+        getattr(axes, f"set_{axis}lim")(middle - least / 2, middle + least / 2)
+
+
 def differences(comparison: Comparison) -> Figure | None:
     """Each run's difference to the first, with its 95% interval, by benchmark."""
     table = comparison.table
-    if "difference" not in table or not table["difference"].notna().any():
+    if "difference" not in table:
         return None
     rows = table[table["difference"].notna() & table["unit"].eq("%")]
     if rows.empty:
         return None
     names = [name for name in table["benchmark"].unique() if name in set(rows["benchmark"])]
-    labels = [label.name for label in comparison.labels[1:]]
-    figure = Figure(figsize=(6.5, 0.9 + len(names) * (0.22 + 0.16 * len(labels))), layout="constrained")
+    labels = [group.name for group in comparison.groups[1:]]
+    figure = _figure(0.9 + len(names) * (0.22 + 0.16 * len(labels)))
     axes = figure.add_subplot()
     for index, label in enumerate(labels, start=1):
         own = rows[rows["label"] == label]
         offset = (index - (len(labels) + 1) / 2) * 0.7 / max(len(labels), 1)
         y = np.array([names.index(name) for name in own["benchmark"]]) + offset
         reach = np.abs(np.vstack([own["difference"] - own["low"], own["high"] - own["difference"]]))
-        style = style_of(index)
-        axes.errorbar(own["difference"], y, xerr=reach, fmt=style["marker"], color=style["color"], ms=4.5, capsize=2.5,
-                      label=label)  # fmt: skip
+        axes.errorbar(own["difference"], y, xerr=reach, linestyle="none", ms=4.5, capsize=2.5, label=label,
+                      **_style(index))  # fmt: skip
+        for place, x, changed in zip(y, own["difference"], own["changed"].where(own["low"].isna()), strict=True):
+            if not np.isnan(changed):
+                note = "no interval" if changed else "no sample's score differs: no interval"
+                axes.annotate(note, (x, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel(f"Difference to {comparison.labels[0].name}, points (95% interval)")
+    _widen(axes, "x", 2.0)
+    axes.set_xlabel(f"Difference to {comparison.groups[0].name}, points (95% interval)")
     _legend(figure, labels)
     return figure
 
@@ -106,40 +126,43 @@ def differences(comparison: Comparison) -> Figure | None:
 def efficiency(comparison: Comparison) -> Figure | None:
     """Mean score against mean output tokens."""
     table = comparison.table
-    means = table[table["benchmark"].eq(MEAN)]
-    over = "mean over benchmarks"
+    means, over = table[table["benchmark"].eq(MEAN)], "mean over benchmarks"
     if means.empty:
-        rows = table[~table["benchmark"].isin([MEAN, MEAN_WITH_MRA])]
-        if rows["benchmark"].nunique() != 1:
+        means = table[~table["benchmark"].isin([MEAN, MEAN_WITH_MRA])]
+        if means["benchmark"].nunique() != 1:
             return None
-        means, over = rows, rows["benchmark"].iat[0]
+        over = str(means["benchmark"].iat[0])
     means = means[means["output_tokens"].notna()]
     if means.empty:
         return None
-    order = {label.name: index for index, label in enumerate(comparison.labels)}
-    published = list(means.loc[means["published"], "label"])
-    figure = Figure(figsize=(6.5, 3.5 + 0.14 * len(means)), layout="constrained")
+    order: dict[Any, int] = {group.name: index for index, group in enumerate(comparison.groups)}
+    figure = _figure(3.5 + 0.14 * len(means))
     axes = figure.add_subplot()
-    names = []
+    names: list[str] = []
+    places: dict[tuple[float, float], list[str]] = {}
+    published = iter(_PUBLISHED_MARKERS * len(means))
     for row in means.to_dict("records"):
+        style = {"marker": next(published), "color": "#777777"} if row["published"] else _style(order[row["label"]])
         names.append(f"{row['label']} †" if row["published"] else row["label"])
-        if row["published"]:
-            marker, colour = _PUBLISHED_MARKERS[published.index(row["label"]) % len(_PUBLISHED_MARKERS)], "#777777"
-        else:
-            style = style_of(order[row["label"]])
-            marker, colour = style["marker"], style["color"]
-        axes.errorbar(row["output_tokens"], row["score"], yerr=row["se"], fmt=marker, color=colour, ms=7, mfc="none",
-                      mew=1.4, capsize=3, label=names[-1])  # fmt: skip
+        same = places.setdefault((round(row["output_tokens"], 3), round(row["score"], 3)), [])
+        # Markers on one spot stand around each other.
+        axes.errorbar(row["output_tokens"], row["score"], yerr=row["se"], linestyle="none", ms=7 + 5 * len(same),
+                      mfc="none", mew=1.4, capsize=3, label=names[-1], **style)  # fmt: skip
+        same.append(names[-1])
+    for place, same in places.items():
+        if len(same) > 1:
+            axes.annotate(", ".join(same) + ": equal", place, (12, 8), textcoords="offset points", fontsize=8)
     axes.set_xlabel("Output tokens a sample")
     axes.set_ylabel(f"Score, {over} ± SE")
     axes.margins(x=0.15, y=0.15)
+    _widen(axes, "x", 4.0)
     _legend(figure, names, loc="outside lower center")
     return figure
 
 
-def entropy(traced: Mapping[tuple[int, str], pa.Table]) -> Figure:
+def entropy(traced: Traced) -> Figure:
     """Mean entropy against the token index, raw and as EMA, with a 95% band."""
-    figure = Figure(figsize=(6.5, 5.2), layout="constrained")
+    figure = _figure(5.2)
     for panel, (column, title) in enumerate((("entropy", "Entropy"), ("ema", "Entropy, moving average")), start=1):
         axes = figure.add_subplot(2, 1, panel)
         for (index, label), table in traced.items():
@@ -150,11 +173,11 @@ def entropy(traced: Mapping[tuple[int, str], pa.Table]) -> Figure:
     return figure
 
 
-def _band(axes, curve: journals.Curve, index: int, label: str | None) -> None:
-    style = style_of(index)
+def _band(axes: Axes, curve: journals.Curve, index: int, label: str | None) -> None:
+    colour, line = COLOURS[index % len(COLOURS)], _LINES[index % len(_LINES)]
     x, reach = np.arange(1, len(curve.mean) + 1), 1.96 * curve.error
-    axes.plot(x, curve.mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.4, label=label)
-    axes.fill_between(x, curve.mean - reach, curve.mean + reach, color=style["color"], alpha=0.18, linewidth=0)
+    axes.plot(x, curve.mean, color=colour, linestyle=line, linewidth=1.4, label=label)
+    axes.fill_between(x, curve.mean - reach, curve.mean + reach, color=colour, alpha=0.18, linewidth=0)
 
 
 def peaks(table: pa.Table) -> pd.DataFrame:
@@ -164,31 +187,33 @@ def peaks(table: pa.Table) -> pd.DataFrame:
     return frame.loc[frame.groupby("row")["height"].idxmax(), ["position", "height"]]
 
 
-def peak(traced: Mapping[tuple[int, str], pa.Table]) -> Figure:
+def peak(traced: Traced) -> Figure:
     """Where the EMA peaks and how high: a box a run (median, quartiles, 5 to 95%)."""
-    figure = Figure(figsize=(6.5, 1.3 + 0.34 * len(traced)), layout="constrained")
+    figure = _figure(1.3 + 0.34 * len(traced))
     found = {key: peaks(table) for key, table in traced.items()}
-    titles = (("position", "Token at which the EMA peaks"), ("height", "Height of the peak (nats)"))
-    for panel, (column, title) in enumerate(titles, start=1):
+    panels = (("position", "Token at which the EMA peaks"), ("height", "Height of the peak (nats)"))
+    highest = max(frame["height"].max() for frame in found.values())
+    for panel, (column, title) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, 2, panel)
         boxes = axes.boxplot([frame[column] for frame in found.values()], orientation="horizontal", whis=(5, 95),
                              showfliers=False, patch_artist=True, widths=0.6)  # fmt: skip
         for box, median, (index, _) in zip(boxes["boxes"], boxes["medians"], found, strict=True):
-            box.set(facecolor=style_of(index)["color"], alpha=0.55)
+            box.set(facecolor=_style(index)["color"], alpha=0.55)
             median.set(color="black", linewidth=1.4)
         axes.set_yticks(range(1, len(found) + 1), [label if panel == 1 else "" for _, label in found])
         axes.set_ylim(len(found) + 0.6, 0.4)
+        _widen(axes, "x", 4.0 if column == "position" else 0.05 * highest)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=column == "position"))
         axes.set_xlabel(title)
     return figure
 
 
-def shift(traced: Mapping[tuple[int, str], pa.Table]) -> Figure | None:
+def shift(traced: Traced) -> Figure | None:
     """Mean ‖ΔV‖/‖V‖ against the token index, of the runs that steer."""
     steered = {key: table for key, table in traced.items() if journals.trace_arrays(table, "shift")[0].any()}
     if not steered:
         return None
-    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+    figure = _figure(2.8)
     axes = figure.add_subplot()
     for (index, label), table in steered.items():
         _band(axes, journals.curve(table, "shift"), index, label)
@@ -199,20 +224,19 @@ def shift(traced: Mapping[tuple[int, str], pa.Table]) -> Figure | None:
     return figure
 
 
-def due_steps(traced: Mapping[tuple[int, str], pa.Table]) -> Figure | None:
-    """α over time and ΔH of the due steps of one sample a steered run: the sample with the median of updates."""
+def updates(traced: Traced) -> Figure | None:
+    """α over time and ΔH of one sample a steered run: the sample with the median number of updates."""
     chosen = {}
-    for key, table in traced.items():
-        updates = pa.compute.struct_field(table["trace"], "updates").to_numpy(zero_copy_only=False).astype(float)
-        if np.nanmax(updates, initial=0) > 0:
-            steered = np.flatnonzero(updates > 0)
-            middle = steered[np.argsort(updates[steered], kind="stable")[len(steered) // 2]]
-            chosen[key] = table.slice(int(middle), 1).to_pylist()[0]
+    for (_, label), table in traced.items():
+        counts = journals.sample_frame(table)["updates"].fillna(0).sort_values(kind="stable")
+        steered = counts.index[counts > 0]
+        if len(steered):
+            chosen[label] = table.slice(int(steered[len(steered) // 2]), 1).to_pylist()[0]
     if not chosen:
         return None
-    figure = Figure(figsize=(6.5, 0.6 + 2.6 * len(chosen)), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(len(chosen), 1))
-    for part, ((_, label), record) in zip(parts, chosen.items(), strict=True):
+    figure = _figure(0.6 + 2.6 * len(chosen))
+    parts = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
+    for part, (label, record) in zip(parts, chosen.items(), strict=True):
         part.suptitle(f"{label}: {record['task']}, document {record['doc_id']}", fontsize=9)
         upper, lower = part.subplots(2, 1, sharex=True)
         draw_alpha(upper, record["trace"])
@@ -222,8 +246,8 @@ def due_steps(traced: Mapping[tuple[int, str], pa.Table]) -> Figure | None:
     return figure
 
 
-def draw_alpha(axes, trace: Mapping) -> None:
-    """α of the due steps: +1 explores (raises the entropy), -1 exploits (lowers it)."""
+def draw_alpha(axes: Axes, trace: Mapping[str, Any]) -> None:
+    """α of the updates: +1 explores (raises the entropy), -1 exploits (lowers it)."""
     alpha = np.array(trace["alpha"], dtype=float)
     for sign, colour, marker, name in (
         (1, COLOURS[1], "^", "α = +1, explore"),
@@ -237,10 +261,9 @@ def draw_alpha(axes, trace: Mapping) -> None:
     axes.legend(loc="center right", fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
 
 
-def draw_change(axes, trace: Mapping) -> None:
-    """ΔH of the due steps, nats."""
-    change = np.array(trace["entropy_change"], dtype=float)
-    alpha = np.array(trace["alpha"], dtype=float)
+def draw_change(axes: Axes, trace: Mapping[str, Any]) -> None:
+    """ΔH of the updates, nats."""
+    change, alpha = np.array(trace["entropy_change"], dtype=float), np.array(trace["alpha"], dtype=float)
     at = np.flatnonzero(np.isfinite(change))
     colours = [COLOURS[1] if alpha[i] > 0 else COLOURS[0] for i in at]
     axes.vlines(at + 1, 0, change[at], color=colours, linewidth=1.2)

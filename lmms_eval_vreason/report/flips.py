@@ -1,17 +1,13 @@
 """Flips: the questions that one run gets right and the other wrong, with what both wrote."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from lmms_eval_vreason.report.folders import find_samples, parse_run
-from lmms_eval_vreason.report.page import page
-from lmms_eval_vreason.report.reading import read_json_lines
-from lmms_eval_vreason.report.runs import KEY, Run
-from lmms_eval_vreason.report.scores import answer_of, response_of
-
-RIGHT = 0.5  # scores from here on count as right: mean relative accuracy is a share
+from lmms_eval_vreason.report.files import find_samples, parse_run, read_json_lines
+from lmms_eval_vreason.report.render import render
+from lmms_eval_vreason.report.runs import KEY, RunResults
+from lmms_eval_vreason.report.scores import RIGHT, answer_of, response_of
 
 
 @dataclass(frozen=True)
@@ -20,9 +16,12 @@ class Side:
 
     label: str
     right: bool
-    score: float
     answer: str
     response: str
+
+    @property
+    def verdict(self) -> str:
+        return "right" if self.right else "wrong"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Flip:
         return self.sides[1].right
 
 
-def find_flips(first: tuple[str, Run], second: tuple[str, Run]) -> list[Flip]:
+def find_flips(first: tuple[str, RunResults], second: tuple[str, RunResults]) -> list[Flip]:
     """Questions that one run gets right and the other wrong, those that the second gains first.
 
     Args:
@@ -52,30 +51,27 @@ def find_flips(first: tuple[str, Run], second: tuple[str, Run]) -> list[Flip]:
         ValueError: the runs have no sample in common.
     """
     frames = [run.samples.set_index(KEY) for _, run in (first, second)]
-    common = frames[0].index.intersection(frames[1].index)
-    if common.empty:
+    both = frames[0].merge(frames[1], left_index=True, right_index=True, suffixes=("_0", "_1"))
+    if both.empty:
         raise ValueError(f"{first[1].label} and {second[1].label} have no sample in common")
-    right = [frame.loc[common, "score"] >= RIGHT for frame in frames]
-    differ = common[(right[0] != right[1]).to_numpy()]
+    differ = both[(both["score_0"] >= RIGHT) != (both["score_1"] >= RIGHT)].reset_index().to_dict("records")
     texts = [
-        _texts(argument, {(frame.at[key, "task"], key[2]) for key in differ})
-        for (argument, _), frame in zip((first, second), frames, strict=True)
+        _samples(argument, {(row[f"task_{i}"], row["doc_id"]) for row in differ})
+        for i, (argument, _) in enumerate((first, second))
     ]
     flips = []
-    for key in differ:
-        names = [frame.at[key, "task"] for frame in frames]
-        samples = [text[name, key[2]] for text, name in zip(texts, names, strict=True)]
-        sides = tuple(
-            Side(run.label, bool(right[i].at[key]), float(frames[i].at[key, "score"]), answer_of(sample),
-                 response_of(sample))
-            for i, ((_, run), sample) in enumerate(zip((first, second), samples, strict=True))
-        )  # fmt: skip
-        prompt, target = str(samples[0].get("input", "")), str(samples[0].get("target", ""))
-        flips.append(Flip(key[0], names[0], int(key[2]), prompt, target, sides))
+    for row in differ:
+        samples = [texts[i][row[f"task_{i}"], row["doc_id"]] for i in (0, 1)]
+        one, other = (
+            Side(run.label, row[f"score_{i}"] >= RIGHT, answer_of(samples[i]), response_of(samples[i]))
+            for i, (_, run) in enumerate((first, second))
+        )
+        prompt, target = (str(samples[0].get(name, "")) for name in ("input", "target"))
+        flips.append(Flip(row["row"], row["task_0"], int(row["doc_id"]), prompt, target, (one, other)))
     return sorted(flips, key=lambda flip: (not flip.gained, flip.benchmark, flip.task, flip.doc_id))
 
 
-def _texts(argument: str, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
+def _samples(argument: str, wanted: set[tuple[str, int]]) -> Mapping[tuple[str, int], Mapping[str, Any]]:
     """The whole lines of the wanted (task, doc_id); what is wrong with the files was said when they were first read."""
     _, path, pattern = parse_run(argument)
     return {
@@ -95,32 +91,11 @@ def summary(flips: Sequence[Flip], labels: tuple[str, str]) -> str:
     )
 
 
-def as_text(flips: Sequence[Flip]) -> Iterator[str]:
+def as_text(flips: Sequence[Flip]) -> str:
     """Each flip as a block of text."""
-    for flip in flips:
-        lines = [
-            f"── {flip.benchmark} · {flip.task} · document {flip.doc_id}",
-            flip.prompt.strip(),
-            f"gold: {flip.target}",
-        ]
-        for side in flip.sides:
-            verdict = "right" if side.right else "wrong"
-            lines += [f"── {side.label}: {verdict}, answered {side.answer or 'nothing'}", side.response.strip()]
-        yield "\n".join(lines) + "\n"
+    return render("flips.txt", flips=flips)
 
 
 def as_page(flips: Sequence[Flip], labels: tuple[str, str]) -> str:
     """All flips as one self-contained page, both chains side by side."""
-    title = f"{labels[0]} against {labels[1]}"
-    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(summary(flips, labels))}</p>"]
-    for flip in flips:
-        parts.append(f"<h2>{escape(flip.benchmark)} · {escape(flip.task)} · document {flip.doc_id}</h2>")
-        parts.append(f"<pre>{escape(flip.prompt.strip())}</pre><p>Gold: <b>{escape(flip.target)}</b></p>")
-        parts.append('<div class="pair">' + "".join(map(_side, flip.sides)) + "</div>")
-    return page(f"Flips: {title}", "\n".join(parts))
-
-
-def _side(side: Side) -> str:
-    verdict = "right" if side.right else "wrong"
-    heading = f"{escape(side.label)}: {verdict}, answered <b>{escape(side.answer or 'nothing')}</b>"
-    return f'<div class="{verdict}"><p>{heading}</p><pre>{escape(side.response.strip())}</pre></div>'
+    return render("flips.html", title=f"{labels[0]} against {labels[1]}", summary=summary(flips, labels), flips=flips)

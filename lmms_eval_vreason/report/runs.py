@@ -1,4 +1,4 @@
-"""A run: one lmms-eval output, whatever model wrote it, as a table of samples with the journal's figures beside."""
+"""One lmms-eval output, whatever model wrote it, as a table of samples with the journal's figures beside."""
 
 import re
 from collections.abc import Mapping
@@ -6,28 +6,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 from pandas.util import hash_array
 
+from lmms_eval_vreason.journal.summary import SteeringFacts
 from lmms_eval_vreason.report import journals
 from lmms_eval_vreason.report.catalogue import benchmark_of, part_of
-from lmms_eval_vreason.report.folders import SamplesFile, find_samples, parse_run
-from lmms_eval_vreason.report.reading import read_json, read_json_lines
+from lmms_eval_vreason.report.files import SamplesFile, find_samples, parse_run, read_json, read_json_lines
 from lmms_eval_vreason.report.scores import answer_of, score_of, scored_with_tags, unfinished, video_of
 
 KEY = ["row", "part", "doc_id"]
-_COLUMNS = (
-    *("row", "part", "task", "doc_id", "score", "metric", "video", "prompt"),
-    *("input_tokens", "output_tokens", "thinking_tokens", "answered", "cut"),
-)
+_TOKENS = ("input_tokens", "output_tokens", "thinking_tokens")
+_COLUMNS = ("row", "part", "task", "doc_id", "score", "metric", "video", "prompt", *_TOKENS, "answered", "cut")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run, read.
+class RunResults:
+    """What one run left behind.
 
     Attributes:
         label: what the report calls it; several runs (seeds) may share one.
@@ -35,8 +32,9 @@ class Run:
         samples: one row a sample. Columns: row (the table's row), part and doc_id (which document), task, score,
             metric, video, prompt (hash of the text as sent), input_tokens, output_tokens, thinking_tokens, answered,
             cut, seconds, peak_memory, failed, updates.
-        settings: what the results file says of the run: model, model_args, gen_kwargs, limit, seeds, date
+        settings: what the results file says of the run: model, model_args, gen_kwargs, limit, seeds, date.
         journal: the journal's samples as an Arrow table, or None.
+        facts: whether the run was steered; None without a journal.
         notices: what the reader should know about the files.
         warnings: what makes the run's scores unfit for a comparison.
     """
@@ -45,12 +43,13 @@ class Run:
     path: Path
     samples: pd.DataFrame
     settings: dict[str, Any]
-    journal: pa.Table | None
+    journal: pa.Table | None = None
+    facts: SteeringFacts | None = None
     notices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def read_run(argument: str) -> Run:
+def read_run(argument: str) -> RunResults:
     """Reads one run.
 
     Args:
@@ -66,7 +65,7 @@ def read_run(argument: str) -> Run:
     results = {file.results: read_json(file.results) for file in files if file.results}
     frames = []
     for file in files:
-        content = results.get(file.results, {})
+        content = results[file.results] if file.results else {}
         frame = _read_samples(file, content, notices, warnings)
         _note_other_aggregate(frame, file.task, content, notices)
         frames.append(frame)
@@ -75,11 +74,14 @@ def read_run(argument: str) -> Run:
         raise ValueError(f"{path} holds no sample with a numeric score")
     _refuse_twins(path, samples)
     newest = results[max(results)] if results else {}
-    journal = _matching_journal(path, newest, notices)
+    journal, method = _matching_journal(path, newest, notices)
+    facts = None
     if journal is not None:
-        journal = journal.filter(pa.compute.is_in(journal["task"], pa.array(samples["task"].unique())))
-    samples = _with_journal(samples, journal)
-    return Run(label, path, samples, _settings(newest), journal, notices, warnings)
+        journal = journal.filter(pc.is_in(journal["task"], pa.array(samples["task"].unique())))
+        facts = journals.journal_facts(journal, method) if len(journal) else None
+    return RunResults(
+        label, path, _with_journal(samples, journal), _settings(newest), journal, facts, notices, warnings
+    )
 
 
 def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
@@ -92,11 +94,17 @@ def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
         )
 
 
+def metric_names(results: Mapping[str, Any], task: str) -> list[str]:
+    """The task's metrics, leading first, from the results file; empty where it names none."""
+    listed = results.get("configs", {}).get(task, {}).get("metric_list") or []
+    return [metric["metric"] for metric in listed if isinstance(metric.get("metric"), str)]
+
+
 def _read_samples(
     file: SamplesFile, results: Mapping[str, Any], notices: list[str], warnings: list[str]
 ) -> pd.DataFrame:
     config = results.get("configs", {}).get(file.task, {})
-    metrics = [metric["metric"] for metric in config.get("metric_list") or [] if isinstance(metric.get("metric"), str)]
+    metrics = metric_names(results, file.task)
     benchmark = benchmark_of(file.task, results.get("group_subtasks", {}))
     part, limit = part_of(file.task), _token_limit(config, results.get("config", {}))
     rows, unscored, tagged = [], 0, 0
@@ -108,12 +116,10 @@ def _read_samples(
         row, metric, score = scored
         tokens = _token_counts(sample)
         cut = unfinished(sample) or (limit is not None and tokens[1] is not None and tokens[1] >= limit)
-        prompt = str(sample.get("input", ""))
-        document = (row, part, file.task, int(sample["doc_id"]), score, metric, video_of(sample), prompt)
-        answer = answer_of(sample)
+        prompt, answer = str(sample.get("input", "")), answer_of(sample)
         tagged += scored_with_tags(sample)
+        document = (row, part, file.task, int(sample["doc_id"]), score, metric, video_of(sample), prompt)
         rows.append((*document, *tokens, bool(answer), cut))
-    frame = pd.DataFrame(rows, columns=_COLUMNS)
     if unscored:
         notices.append(f"{file.path.name}: {unscored} samples have no numeric score and were left out")
     if tagged:
@@ -121,39 +127,32 @@ def _read_samples(
             f"{file.task}: {tagged} answers were scored with their <answer> tags around them, which tasks that look "
             "for the bare letter count as wrong"
         )
-    return _without_duplicates(frame, file, notices)
-
-
-def _without_duplicates(frame: pd.DataFrame, file: SamplesFile, notices: list[str]) -> pd.DataFrame:
-    repeated = int(frame.duplicated(KEY, keep="last").sum())
-    if repeated:
+    frame = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_TOKENS, float))
+    repeated = frame.duplicated(KEY, keep="last")
+    if repeated.any():
         notices.append(
-            f"{file.path.name}: {repeated} doc_ids stand there more than once (several filters, or two runs that ended "
+            f"{file.path.name}: {repeated.sum()} doc_ids occur more than once (several filters, or two runs that ended "
             "in the same second and wrote into one file); the last of each counts"
         )
-        frame = frame.drop_duplicates(KEY, keep="last")
-    frame["prompt"] = prompt_hash(frame["prompt"])
-    for column in ("input_tokens", "output_tokens", "thinking_tokens"):
-        frame[column] = frame[column].astype(float)
-    return frame
+    return frame[~repeated].assign(prompt=prompt_hash(frame["prompt"]))
 
 
-def prompt_hash(prompts: pd.Series) -> pd.Series:
+def prompt_hash(prompts: "pd.Series[str]") -> "pd.Series[int]":
     """53-bit hashes of texts, blank margins aside: enough to tell whether two runs sent the same prompt.
 
-    53 bits survive the float column that a join with missing rows makes of them.
+    A float64 holds them exactly, so that a column with gaps can.
     """
     hashes = hash_array(prompts.str.strip().to_numpy(dtype=object), categorize=False)
-    return pd.Series((hashes >> np.uint64(11)).astype(np.int64), index=prompts.index)
+    return pd.Series((hashes >> 11).astype("int64"), index=prompts.index)
 
 
-def _token_counts(sample: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+def _token_counts(sample: Mapping[str, Any]) -> list[float | None]:
     counts = [count for count in sample.get("token_counts") or [] if count]
     means = []
     for name in ("input_tokens", "output_tokens", "reasoning_tokens"):
         known = [count[name] for count in counts if count.get(name) is not None]
         means.append(sum(known) / len(known) if known else None)
-    return tuple(means)
+    return means
 
 
 def _token_limit(task: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
@@ -168,9 +167,8 @@ def _note_other_aggregate(frame: pd.DataFrame, task: str, results: Mapping[str, 
         return
     mean = frame["score"].mean()
     for key, value in results.get("results", {}).get(task, {}).items():
-        if key.split(",")[0] != frame["metric"].iat[0] or not isinstance(value, int | float):
-            continue
-        if min(abs(value - mean), abs(value - 100 * mean)) > 5e-4 * max(1.0, abs(value)):
+        is_leading = key.split(",")[0] == frame["metric"].iat[0] and isinstance(value, int | float)
+        if is_leading and min(abs(value - mean), abs(value - 100 * mean)) > 5e-4 * max(1.0, abs(value)):
             notices.append(f"{task}: lmms-eval reports {value:.4g}, the mean over all samples is {mean:.4g}; it counts")
 
 
@@ -181,22 +179,22 @@ def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
     return settings | ({"date": results["date"]} if "date" in results else {})
 
 
-def _matching_journal(path: Path, results: Mapping[str, Any], notices: list[str]) -> pa.Table | None:
+def _matching_journal(
+    path: Path, results: Mapping[str, Any], notices: list[str]
+) -> tuple[pa.Table | None, dict[str, Any]]:
+    """The journal that was written with the run's model arguments, and its method's hyperparameters."""
     model_args = results.get("config", {}).get("model_args")
     found = journals.find_journals(path, _as_given(model_args).get("journal"))
-    if not found:
-        return None
     wanted = arguments(model_args)
-    headers = {file: journals.run_header(file) for file in found}
-    matching = [
-        file
-        for file, header in headers.items()
-        if header and (not results or wanted.items() <= arguments(header.get("model_args")).items())
-    ]
-    if not matching:
+    headers = {file: header for file in found if (header := journals.run_header(file))}
+    if results:
+        headers = {f: h for f, h in headers.items() if wanted.items() <= arguments(h.get("model_args")).items()}
+    if found and not headers:
         notices.append(f"{found[0].parent}: no journal there was written with this run's model arguments")
-        return None
-    return journals.read_journal(sorted(matching, key=lambda file: headers[file].get("started", "")), notices)
+    if not headers:
+        return None, {}
+    files = sorted(headers, key=lambda file: str(headers[file].get("started", "")))
+    return journals.read_journal(files, notices), headers[files[-1]]["method"]
 
 
 def arguments(given: Any) -> dict[str, str]:
@@ -221,23 +219,14 @@ def _plain(value: Any) -> str:
 def _with_journal(samples: pd.DataFrame, journal: pa.Table | None) -> pd.DataFrame:
     """Adds the journal's columns; where both know a thing, the journal does (it saw the prompt as sent)."""
     if journal is None:
-        return samples.assign(seconds=float("nan"), peak_memory=float("nan"), failed=False, updates=float("nan"))
-    frame = journals.sample_frame(journal)
+        unknown = float("nan")
+        return samples.assign(seconds=unknown, peak_memory=unknown, failed=False, updates=unknown)
+    frame = journals.sample_frame(journal).drop_duplicates(["task", "doc_id"], keep="last")
     frame["prompt"] = prompt_hash(frame["prompt"].fillna(""))
-    frame = frame.rename(columns={"seconds_generate": "seconds"})
-    columns = ["prompt", "video", "cut", "input_tokens", "output_tokens", "thinking_tokens"]
-    own = ["seconds", "peak_memory", "failed", "updates"]
-    frame = frame.drop_duplicates(["task", "doc_id"], keep="last")[["task", "doc_id", *columns, *own]]
     joined = samples.merge(frame, on=["task", "doc_id"], how="left", suffixes=("", "_journal"))
-    known = joined["prompt_journal"].notna()
-    for column in columns:
-        other = joined.pop(f"{column}_journal")
-        if column == "video":  # the task's own name of the video is shared by all models; the path is not
-            joined[column] = joined[column].where(joined[column].notna(), other)
-        elif column == "prompt":
-            joined.loc[known, column] = other[known].astype("int64")
-        else:
-            joined[column] = other.where(known & other.notna(), joined[column])
-    joined["cut"] = joined["cut"].astype(bool)
-    joined["failed"] = joined["failed"].fillna(False).astype(bool)
-    return joined
+    for column in ("prompt", "video", "cut", *_TOKENS):
+        own, other = joined[column], joined.pop(f"{column}_journal")
+        # The task's own name of the video is shared by all models; the path is not.
+        joined[column] = own.where(own.notna(), other) if column == "video" else other.where(other.notna(), own)
+    joined["failed"] = joined["failed"].where(joined["failed"].notna(), False)
+    return joined.astype({"cut": bool, "failed": bool, "prompt": "int64"})

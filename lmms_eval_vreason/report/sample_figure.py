@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from lmms_eval_vreason.journal.files import FOLDER, samples_files, with_trace
 from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_alpha, draw_change
+from lmms_eval_vreason.report.files import find_samples, read_json, read_json_lines
 from lmms_eval_vreason.report.journals import find_journals
-from lmms_eval_vreason.report.reading import read_json_lines
+from lmms_eval_vreason.report.runs import metric_names
+from lmms_eval_vreason.report.scores import RIGHT, score_of
+from lmms_eval_vreason.report.statistics import Array
 
 _COLUMNS = 112  # characters a line of the coloured text
 _WIDTH, _LEFT, _INNER = 8.4, 0.9, 7.3  # inches: the figure, its left margin, what is drawn
@@ -30,6 +35,21 @@ _QUESTION_LINES = 14
 _HEAT = LinearSegmentedColormap.from_list("entropy", ["#ffffff", "#56B4E9"])
 
 
+Piece = tuple[int, int, int, str]  # token index, column, line, text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the samples file says of a question: its gold answer, and the score that the answer got."""
+
+    gold: str
+    score: float
+
+    def __str__(self) -> str:
+        graded = f", score {self.score:.2f}" if self.score not in (0, 1) else ""
+        return f"gold: {_short(self.gold)} · {'right' if self.score >= RIGHT else 'wrong'}{graded}"
+
+
 def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
     """The journal line that ``RUN[#TASK/DOC]`` names; without a name the first steered sample.
 
@@ -40,14 +60,13 @@ def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: there is no journal, or no such sample with a trace; the message says what there is.
     """
-    place, _, name = argument.partition("#")
-    path = Path(place).expanduser()
+    path, name = _place(argument)
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     files = [path] if path.suffix == ".jsonl" and "_samples_" not in path.name else find_journals(path)
-    files = files or sorted(path.glob("*.jsonl") if path.is_dir() else [])
+    files = files or (samples_files(path) if path.is_dir() else [])
     if not files:
-        raise ValueError(f"{path} has no vreason_journal: only runs of qwen2_5_vl_vreason leave traces")
+        raise ValueError(f"{path} has no {FOLDER}: only runs of qwen2_5_vl_vreason leave traces")
     found, known = None, []
     for file in files:
         for record in read_json_lines(file, notices):
@@ -55,7 +74,7 @@ def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
                 continue
             known.append(f"{record['task']}/{record['doc_id']}")
             if name == known[-1] or (not name and found is None and record["trace"]["updates"]):
-                found = record
+                found = with_trace(file, record)
     if found is None:
         raise ValueError(
             f"{path}: no {'traced sample ' + name if name else 'steered sample'}; "
@@ -64,22 +83,52 @@ def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
     return found
 
 
-def sample_figure(record: Mapping[str, Any]) -> Figure:
+def _place(argument: str) -> tuple[Path, str]:
+    place, _, name = argument.partition("#")
+    return Path(place).expanduser(), name
+
+
+def find_verdict(argument: str, record: Mapping[str, Any], notices: list[str]) -> Verdict | None:
+    """Gold and score of a journal's sample, from the samples file of the same run; None where there is none.
+
+    Args:
+        argument: as for :func:`find_sample`.
+        record: the sample's journal line.
+        notices: says why a samples file that exists cannot be used.
+    """
+    path, _ = _place(argument)
+    folders = [path, *path.parents][:3]
+    if FOLDER in (folder.name for folder in folders):  # samples files lie beside the journal
+        path = next(folder for folder in folders if folder.name == FOLDER).parent
+    try:
+        (file,) = find_samples(path, [], record["task"])
+    except ValueError as error:
+        if "different model arguments" in str(error):
+            notices.append(f"gold and score are not shown: {error}")
+        return None
+    metrics = metric_names(read_json(file.results), file.task) if file.results else []
+    for sample in read_json_lines(file.path, []):
+        if sample.get("doc_id") == record["doc_id"] and (scored := score_of(sample, file.task, file.task, metrics)):
+            return Verdict(str(sample.get("target", "unknown")), scored[2])
+    return None
+
+
+def sample_figure(record: Mapping[str, Any], verdict: Verdict | None = None) -> Figure:
     """Draws one sample.
 
     Args:
         record: a journal line of kind ``sample`` with a trace.
+        verdict: what the samples file says of it.
     """
     trace = record["trace"]
-    tokens = trace["tokens"]
     question = _question_lines(record["prompt"])
-    placed, lines = flow(tokens, _COLUMNS)
-    panels = [1.7, 0.9, 1.0, 1.0]
-    heights = [1.0, _LINE * len(question), 0.12, _LINE * lines, *panels]
+    placed, lines = flow(trace["tokens"], _COLUMNS)
+    heights = [1.0, _LINE * len(question), 0.12, _LINE * lines, 1.7, 0.9, 1.0, 1.0]
     height = sum(heights) + _GAP * len(heights) + 0.75
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height))
         title = f"{record['task']}, document {record['doc_id']} · answer: {_short(record['answer'])}"
+        title += f" · {verdict}" if verdict else ""
         figure.text(_LEFT / _WIDTH, 1 - 0.3 / height, title, fontsize=10)
         axes, top = [], 0.5
         for own in heights:
@@ -114,13 +163,14 @@ def _question_lines(prompt: str) -> list[str]:
     return lines if len(lines) <= _QUESTION_LINES else [*lines[: _QUESTION_LINES - 1], "…"]
 
 
-def flow(tokens: Sequence[str], columns: int) -> tuple[list[tuple[int, int, int, str]], int]:
+def flow(tokens: Sequence[str], columns: int) -> tuple[list[Piece], int]:
     """Places token pieces on lines of a fixed width.
 
     Returns:
         (token index, column, line, text) of each piece, longer tokens cut, and the number of lines.
     """
-    placed, column, line = [], 0, 0
+    placed: list[Piece] = []
+    column, line = 0, 0
     for index, token in enumerate(tokens):
         shown = token.replace("\n", "⏎").replace("\t", " ")
         for start in range(0, len(shown), columns):
@@ -155,7 +205,7 @@ def _draw_frames(axes: Axes, media: Sequence[str]) -> None:
         inset.axis("off")
 
 
-def thumbnails(path: Path, count: int) -> list[np.ndarray]:
+def thumbnails(path: Path, count: int) -> list[Array]:
     """``count`` frames evenly over a video (or the one image), each (height, width, 3) uint8.
 
     Raises:
@@ -178,7 +228,9 @@ def _draw_question(axes: Axes, lines: Sequence[str]) -> None:
               linespacing=1.3)  # fmt: skip
 
 
-def _draw_text(axes: Axes, placed, entropy: Sequence[float | None], lines: int, scale: Normalize) -> None:
+def _draw_text(
+    axes: Axes, placed: Sequence[Piece], entropy: Sequence[float | None], lines: int, scale: Normalize
+) -> None:
     axes.axis("off")
     axes.set_xlim(0, _COLUMNS)
     axes.set_ylim(lines, 0)

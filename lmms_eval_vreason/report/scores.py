@@ -1,7 +1,7 @@
 """A sample's score as lmms-eval wrote it: each benchmark keeps it in another shape under its metric's name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from lmms_eval_vreason.prompts.split import split
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
@@ -20,6 +20,7 @@ _FIELDS = {
     "doc_hash",
 }
 _VSI_MRA_KEY = "MRA:.5:.95:.05"
+RIGHT = 0.5  # scores from here on count as right: mean relative accuracy is a share
 
 
 def _number(value: Any) -> float | None:
@@ -71,7 +72,7 @@ def _from_mapping(value: Mapping[str, Any]) -> float | None:
     return _from_mmmu(value)
 
 
-def _is_vsi(value: Any) -> bool:
+def _is_vsi(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and "question_type" in value and ("accuracy" in value or _VSI_MRA_KEY in value)
 
 

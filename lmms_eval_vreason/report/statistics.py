@@ -1,7 +1,12 @@
-"""Standard errors and paired tests, by scipy and statsmodels; questions on one video are one observation."""
+"""Standard errors, intervals and paired tests. Questions on one video count as one observation (a cluster).
+
+scipy makes the bootstrap and the permutation test, statsmodels the cluster-robust covariance, McNemar's test and
+Holm's correction. Only the small-sample expansion of the percentiles is written here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,18 +15,27 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 RESAMPLES = 2000
+MCNEMAR, PERMUTATION = "McNemar exact", "paired permutation"
 _BATCH_VALUES = 4_000_000  # values that one batch of resamples may hold
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference with its 95% interval and two-sided p-value, of the bootstrap."""
+    """A mean difference with its 95% interval, by the clustered bootstrap.
+
+    Attributes:
+        difference: the mean difference.
+        low, high: bounds; nan where the data hold no spread to make an interval of.
+        means: (resamples,) the bootstrap's means.
+    """
 
     difference: float
     low: float
     high: float
-    p: float
+    means: Array
 
 
 @dataclass(frozen=True)
@@ -29,32 +43,44 @@ class PairedTest:
     """How two runs differ on the samples that both have.
 
     Attributes:
-        difference, low, high: mean of second minus first, and its 95% interval (clustered bootstrap).
+        interval: mean of second minus first.
         p: of ``test``.
-        p_clustered: of the clustered bootstrap.
-        test: ``McNemar exact`` for right-or-wrong scores of single runs, else ``clustered bootstrap``.
-        samples, clusters: how many were compared; clusters are videos where they are known.
+        test: ``McNemar exact`` for right-or-wrong scores of single runs with one question a video, else
+            ``paired permutation``.
+        p_clustered: of the permutation test.
+        p_mcnemar: of McNemar's test wherever scores are right or wrong (nan elsewhere). It takes the questions on one
+            video as independent.
+        parts: (clusters,) what each cluster adds to the difference.
+        samples, changed: compared samples, and those whose scores differ.
         gained, lost: samples that only the second, only the first run gets right (None unless right-or-wrong).
     """
 
-    difference: float
-    low: float
-    high: float
+    interval: Interval
     p: float
-    p_clustered: float
     test: str
+    p_clustered: float
+    p_mcnemar: float
+    parts: Array
     samples: int
-    clusters: int
-    gained: int | None
-    lost: int | None
+    changed: int
+    gained: int | None = None
+    lost: int | None = None
+
+    @property
+    def clusters(self) -> int:
+        """Videos, where they are known."""
+        return len(self.parts)
 
 
-def standard_error(scores: np.ndarray, clusters: np.ndarray) -> float:
-    """Standard error of the mean, clustered (statsmodels' cluster-robust covariance with its small-sample factor).
+def standard_error(scores: Array, clusters: Array) -> float:
+    """Cluster-robust standard error of the mean (Liang and Zeger 1986; for evals: Miller 2024, arXiv 2411.00640).
+
+    √(G/(G−1) · Σ_g (Σ_{i∈g} (x_i − x̄))²) / n for G clusters and n samples, by statsmodels. Clusters are independent
+    draws; within one, samples may depend on each other in any way.
 
     Args:
         scores: (samples,).
-        clusters: (samples,) integer codes; all different = the ordinary standard error.
+        clusters: (samples,) integer codes. All different gives the ordinary standard error.
 
     Returns:
         nan with fewer than two clusters.
@@ -65,13 +91,10 @@ def standard_error(scores: np.ndarray, clusters: np.ndarray) -> float:
     return float(fit.bse[0])
 
 
-def cluster_totals(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and sizes of clusters: (clusters,) each. ``clusters`` are integer codes from 0."""
-    return np.bincount(clusters, values), np.bincount(clusters).astype(float)
+def bootstrap_means(sums: Array, sizes: Array, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """Means under resampling of whole clusters with replacement, by ``scipy.stats.bootstrap``.
 
-
-def bootstrap_means(sums: np.ndarray, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Means under resampling of whole clusters.
+    Each is the ratio Σ sums / Σ sizes over G drawn clusters, so large clusters weigh by their questions.
 
     Args:
         sums, sizes: (…, clusters) totals of the clusters; leading axes are separate data sets.
@@ -79,11 +102,11 @@ def bootstrap_means(sums: np.ndarray, sizes: np.ndarray, resamples: int = RESAMP
         seed: of the resampling, so that a report repeats exactly.
 
     Returns:
-        (…, resamples) means, by ``scipy.stats.bootstrap``.
+        (…, resamples).
     """
     result = stats.bootstrap(
         (sums, sizes),
-        _ratio,
+        lambda sums, sizes, axis: sums.sum(axis=axis) / sizes.sum(axis=axis),
         n_resamples=resamples,
         batch=max(1, _BATCH_VALUES // sums.size),
         paired=True,
@@ -92,109 +115,116 @@ def bootstrap_means(sums: np.ndarray, sizes: np.ndarray, resamples: int = RESAMP
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return result.bootstrap_distribution
+    return np.asarray(result.bootstrap_distribution)
 
 
-def _ratio(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
-    return sums.sum(axis=axis) / sizes.sum(axis=axis)
+def percentile_interval(means: Array, clusters: int) -> tuple[Array, Array]:
+    """95% bounds from bootstrap means along the last axis: expanded percentiles.
 
-
-def percentile_interval(means: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """95% bounds from bootstrap means along the last axis: Hesterberg's expanded percentiles.
-
-    Plain percentiles are too narrow for few clusters, by √((n-1)/n) and by the normal in place of Student's t
-    (Hesterberg 2014, arXiv 1411.5279, section 4.1.3). The expansion vanishes as clusters grow.
+    Plain percentiles are too narrow for few clusters, by √((n−1)/n) and by the normal in place of Student's t. The
+    tail is therefore Φ(√(n/(n−1)) · t_{0.025, n−1}) (Hesterberg 2014, arXiv 1411.5279, section 4.1.3). The expansion
+    vanishes as clusters grow.
     """
     tail = stats.norm.cdf(np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(0.025, clusters - 1))
     low, high = np.quantile(means, [tail, 1 - tail], axis=-1)
     return low, high
 
 
-def bootstrap_p(means: np.ndarray) -> np.ndarray:
-    """Two-sided p-value of "no difference" from bootstrap means along the last axis: never 0."""
-    count = means.shape[-1]
-    below, above = (means <= 0).sum(axis=-1), (means >= 0).sum(axis=-1)
-    return np.minimum(1.0, 2 * (np.minimum(below, above) + 1) / (count + 1))
+def interval_from(difference: float, means: Array, clusters: int) -> Interval:
+    """The interval of a difference whose bootstrap means are known; without bounds where the means have no spread."""
+    if clusters < 2 or np.isnan(means).any() or np.allclose(means, means[0], rtol=1e-9, atol=1e-12):
+        return Interval(difference, float("nan"), float("nan"), means)
+    low, high = percentile_interval(means, clusters)
+    return Interval(difference, float(low), float(high), means)
 
 
-def clustered_interval(
-    values: np.ndarray, clusters: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Interval, np.ndarray]:
+def clustered_interval(values: Array, clusters: Array, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean of paired differences with its clustered bootstrap interval.
 
     Args:
         values: (samples,) differences.
         clusters: (samples,) integer codes from 0.
-
-    Returns:
-        The interval and the (resamples,) bootstrap means; bounds, p and means are nan with fewer than two clusters.
+        resamples, seed: as for :func:`bootstrap_means`.
     """
-    sums, sizes = cluster_totals(values, clusters)
-    if len(sums) < 2:
-        return Interval(float(values.mean()), *([float("nan")] * 3)), np.full(resamples, np.nan)
-    means = bootstrap_means(sums, sizes, resamples, seed)
-    low, high = percentile_interval(means, len(sums))
-    return Interval(float(values.mean()), float(low), float(high), float(bootstrap_p(means))), means
+    sums, sizes = np.bincount(clusters, values), np.bincount(clusters).astype(float)
+    few = len(sums) < 2
+    means = np.full(resamples, np.nan) if few else bootstrap_means(sums, sizes, resamples, seed)
+    return interval_from(float(values.mean()), means, len(sums))
+
+
+def permutation_p(parts: Array, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p-value of "no difference", by ``scipy.stats.permutation_test`` over whole clusters.
+
+    Without a difference the two runs' names can be swapped on any video, which flips the sign of what the video adds:
+    p is twice the share of sign patterns whose sum lies as far out (at most 1). It assumes independent videos and
+    nothing about the questions within one. Exact where 2^clusters fits into ``resamples``, else from random
+    patterns and never below 2/(resamples + 1). With one question a video and answers right or wrong it is McNemar's
+    exact test.
+
+    Args:
+        parts: (clusters,) what each adds to the difference; zeros do not count.
+        resamples, seed: of the random patterns.
+    """
+    parts = parts[np.abs(parts) > 1e-12]
+    if len(parts) < 2:
+        return 1.0  # one sign pattern and its mirror image
+    result = stats.permutation_test(
+        (parts / np.abs(parts).max(),),
+        lambda signed, axis: signed.sum(axis=axis).round(9),  # equal sums have to compare as equal
+        permutation_type="samples",
+        n_resamples=resamples,
+        batch=max(1, _BATCH_VALUES // parts.size),
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return min(1.0, float(result.pvalue))
 
 
 def paired_test(
-    first: np.ndarray,
-    second: np.ndarray,
-    clusters: np.ndarray,
-    *,
-    single: bool,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[PairedTest, np.ndarray]:
+    first: Array, second: Array, clusters: Array, interval: Interval, *, single_runs: bool = True, seed: int = 0
+) -> PairedTest:
     """Compares two runs sample by sample.
 
+    McNemar's exact test is the binomial test of gained against lost. It needs independent questions: with 18 questions
+    a video that share half of their variance it rejects a true "no difference" in 28% of simulated comparisons instead
+    of 5%. Where a video has several questions the permutation test, which is the same but for whole videos, stands in
+    its place.
+
     Args:
-        first, second: (samples,) scores in the same order (means over seeds where a label has several).
+        first, second: (samples,) scores in the same order (means over seeds where a label has several runs).
         clusters: (samples,) integer codes from 0.
-        single: whether each side is one run, so that right-or-wrong scores can be tested by McNemar.
-        resamples, seed: of the bootstrap.
-
-    Returns:
-        The test, and the (resamples,) bootstrap means of the difference.
+        interval: of the difference, from :func:`clustered_interval`; its resamples are the permutation test's as well.
+        single_runs: whether each side is one run, so that its scores are answers and not means over seeds.
+        seed: of the permutation test.
     """
-    interval, means = clustered_interval(second - first, clusters, resamples, seed)
-    right_or_wrong = single and is_binary(first) and is_binary(second)
-    gained, lost, p, test = None, None, interval.p, "clustered bootstrap"
-    if right_or_wrong:
-        gained, lost = int(((second == 1) & (first == 0)).sum()), int(((second == 0) & (first == 1)).sum())
-        agreed = int((first == second).sum())
-        p, test = float(mcnemar([[agreed, lost], [gained, 0]], exact=True).pvalue), "McNemar exact"
-    result = PairedTest(
-        difference=interval.difference,
-        low=interval.low,
-        high=interval.high,
-        p=p,
-        p_clustered=interval.p,
-        test=test,
-        samples=len(first),
-        clusters=len(np.unique(clusters)),
-        gained=gained,
-        lost=lost,
-    )
-    return result, means
+    changed, parts = int((first != second).sum()), np.bincount(clusters, second - first) / len(first)
+    p = permutation_p(parts, len(interval.means), seed)
+    if not (single_runs and is_binary(first) and is_binary(second)):
+        return PairedTest(interval, p, PERMUTATION, p, float("nan"), parts, len(first), changed)
+    gained, lost = int((second > first).sum()), int((second < first).sum())
+    exact = float(mcnemar([[len(first) - changed, lost], [gained, 0]], exact=True).pvalue)
+    leading = (exact, MCNEMAR) if len(parts) == len(first) else (p, PERMUTATION)
+    return PairedTest(interval, *leading, p, exact, parts, len(first), changed, gained, lost)
 
 
-def is_binary(scores: np.ndarray) -> bool:
+def is_binary(scores: Array) -> bool:
     """Whether every score is 0 or 1."""
     return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction; nan stays nan and is no test."""
-    p = np.asarray(p_values, dtype=float)
-    corrected = np.full(len(p), np.nan)
+    """p-values corrected by Holm's step-down procedure (Holm 1979), which holds under any dependence.
+
+    It bounds the chance of a single false positive among the tests. nan stays nan and is no test.
+    """
+    p = np.array(p_values, dtype=float)
     known = np.isfinite(p)
     if known.any():
-        corrected[known] = multipletests(p[known], method="holm")[1]
-    return corrected.tolist()
+        p[known] = multipletests(p[known], method="holm")[1]
+    return [float(value) for value in p]
 
 
-def cluster_codes(videos: pd.Series) -> np.ndarray:
+def cluster_codes(videos: "pd.Series[Any]") -> Array:
     """Integer codes from 0 of the samples' videos; a sample whose video is unknown is a cluster of its own."""
     codes, _ = pd.factorize(videos)
     unknown = codes < 0

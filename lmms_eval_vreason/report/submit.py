@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval_vreason.report.catalogue import part_of
-from lmms_eval_vreason.report.folders import SamplesFile, find_samples, parse_run
-from lmms_eval_vreason.report.reading import read_json, read_json_lines
+from lmms_eval_vreason.report.files import SamplesFile, find_samples, parse_run, read_json, read_json_lines
 from lmms_eval_vreason.report.scores import answer_of, response_of, score_of
 
 NO_FORM = {
@@ -95,7 +94,8 @@ def _responses(file: SamplesFile, chain: bool, notices: list[str]) -> dict[int, 
 def _config(file: SamplesFile) -> dict[str, Any]:
     if file.results is None:
         raise ValueError(f"{file.path.name} has no results file beside it, which names the dataset")
-    return read_json(file.results)["configs"][file.task]
+    config: dict[str, Any] = read_json(file.results)["configs"][file.task]
+    return config
 
 
 def _complete(file: SamplesFile, responses: Mapping[int, str], expected: int) -> None:
@@ -135,7 +135,10 @@ def _mvbench(files: list[SamplesFile], chain: bool, documents: Documents, notice
     for file in sorted(files, key=lambda file: file.task):
         samples = {sample["doc_id"]: sample for sample in read_json_lines(file.path, notices)}
         _complete(file, dict.fromkeys(samples, ""), _MVBENCH_QUESTIONS)
-        scores = [score_of(sample, file.task, "MVBench", ["score"])[2] for sample in samples.values()]
+        scored = [score_of(sample, file.task, "MVBench", ["score"]) for sample in samples.values()]
+        scores = [score for _, _, score in filter(None, scored)]
+        if len(scores) < len(samples):
+            raise ValueError(f"{file.task}: {len(samples) - len(scores)} samples have no numeric score")
         shares[_mvbench_name(file.task)] = 100 * sum(scores) / len(scores)
         right, total = right + sum(scores), total + len(scores)
     if len(shares) != 20:
@@ -149,12 +152,12 @@ def _mvbench_name(task: str) -> str:
 
 
 def _tempcompass(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
-    contents = {}
+    contents: dict[str, Any] = {}
     for file in files:
         docs, responses = documents(_config(file)), _responses(file, chain, notices)
         _complete(file, responses, len(docs))
         _say_empty(file.task, responses, notices)
-        videos: dict[str, dict[str, list]] = {}
+        videos: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for doc_id, doc in enumerate(docs):
             entry = {
                 "question": doc["question"],

@@ -1,9 +1,12 @@
-"""A comparison as text: terminal, Markdown, CSV, JSON and LaTeX."""
+"""A comparison as text: terminal, Markdown, CSV, JSON, LaTeX and HTML."""
 
+import base64
 import json
-import math
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -12,85 +15,90 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmms_eval_vreason.journal.summary import format_facts
+from lmms_eval_vreason.report.catalogue import SOURCE
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
-from lmms_eval_vreason.report.published import SOURCE
+from lmms_eval_vreason.report.files import write_text
+from lmms_eval_vreason.report.render import render
 
 UNKNOWN = "–"
 MARK = "†"
 # What pandas leaves as it is, and what a T1 or OT1 font has not got.
 _LATEX = {"±": r"$\pm$", "Δ": r"$\Delta$", UNKNOWN: "--", MARK: r"$^\dagger$", "<": "$<$", ">": "$>$"}
 _WIDE = 110  # columns of a terminal that also shows which test was made
-_TEXT_COLUMNS = ("Benchmark", "Run", "Test")
+_TEXT = dict.fromkeys(("Benchmark", "Run", "Test", "Model"), "text")
+_LONG = dict.fromkeys(("Model arguments", "Settings", "Steering"), "long")
+Cell = dict[str, Any]
+
+
+def _number(template: str) -> Callable[[float], str]:
+    return lambda value: UNKNOWN if pd.isna(value) else template.format(value)
+
+
+# Heading → column of the comparison's table, and how its values are written.
+_COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "Output tokens": ("output_tokens", _number("{:.1f}")),
+    "Thinking tokens": ("thinking_tokens", _number("{:.1f}")),
+    "Answered": ("answered", _number("{:.1f}%")),
+    "Cut": ("cut", _number("{:.1f}%")),
+    "Seconds a sample": ("seconds", _number("{:.2f}")),
+    "Peak memory": ("peak_memory_gb", _number("{:.2f} GB")),
+}
 
 
 def score_table(comparison: Comparison) -> pd.DataFrame:
     """One row a benchmark and run: score ± standard error, difference to the first run, p-value and Holm's."""
-    rows = []
-    for cell in _ordered(comparison):
-        rows.append(
-            {
-                "Benchmark": cell["benchmark"],
-                "Run": _name(cell),
-                "n": _whole(cell["samples"]),
-                "Score ± SE": _score(cell),
-                "Δ to first [95% CI]": _difference(cell),
-                "p": _p(cell["p"]),
-                "p (Holm)": _p(cell["p_holm"]),
-                "Test": cell["test"] if isinstance(cell["test"], str) else UNKNOWN,
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            **_named(cell),
+            "n": _number("{:.0f}")(cell["samples"]),
+            "Score ± SE": _score(cell),
+            "Δ to first [95% CI]": _difference(cell),
+            "p": _p(cell["p"]),
+            "p (Holm)": _p(cell["p_holm"]),
+            "Test": UNKNOWN if pd.isna(cell["test"]) else cell["test"],
+        }
+        for cell in _ordered(comparison)
+    )
 
 
 def cost_table(comparison: Comparison) -> pd.DataFrame:
     """One row a benchmark and run: tokens, share answered and cut, seconds a sample, peak memory."""
-    rows = []
-    for cell in _ordered(comparison):
-        if cell["published"] and math.isnan(cell["output_tokens"]):
-            continue
-        rows.append(
-            {
-                "Benchmark": cell["benchmark"],
-                "Run": _name(cell),
-                "Output tokens": _number(cell["output_tokens"], 1),
-                "Thinking tokens": _number(cell["thinking_tokens"], 1),
-                "Answered": _number(cell["answered"], 1, "%"),
-                "Cut": _number(cell["cut"], 1, "%"),
-                "Seconds a sample": _number(cell["seconds"], 2),
-                "Peak memory": _number(cell["peak_memory_gb"], 2, " GB"),
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {**_named(cell), **{heading: shown(cell[column]) for heading, (column, shown) in _COSTS.items()}}
+        for cell in _ordered(comparison)
+        if not (cell["published"] and pd.isna(cell["output_tokens"]))
+    )
 
 
-def steering_table(comparison: Comparison) -> pd.DataFrame:
-    """One row a run with a journal: whether the method was on."""
-    return pd.DataFrame([{"Run": name, "Steering": format_facts(facts)} for name, facts in comparison.steering])
-
-
-def settings_table(comparison: Comparison) -> pd.DataFrame:
+def _settings_table(comparison: Comparison) -> pd.DataFrame:
     """One row a run: how it was made."""
     rows = []
-    for label in comparison.labels:
-        for run in label.runs:
-            settings = dict(run.settings)
-            model = settings.pop("model", UNKNOWN)
-            arguments = settings.pop("model_args", UNKNOWN)
-            if isinstance(arguments, dict):
-                arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
-            rest = ", ".join(f"{name} {value}" for name, value in settings.items())
-            rows.append({"Run": label.name, "Model": model, "Model arguments": arguments, "Settings": rest})
+    for run in (run for group in comparison.groups for run in group.runs):
+        settings = {"model": UNKNOWN, "model_args": UNKNOWN} | run.settings
+        model, arguments = settings.pop("model"), settings.pop("model_args")
+        if isinstance(arguments, dict):
+            arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
+        rest = ", ".join(f"{name} {value}" for name, value in settings.items())
+        rows.append({"Run": run.label, "Model": model, "Model arguments": arguments, "Settings": rest})
     return pd.DataFrame(rows)
+
+
+def _all_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Heading → table of texts, of the Markdown file and of the page."""
+    steering = pd.DataFrame({"Run": name, "Steering": format_facts(facts)} for name, facts in comparison.steering)
+    tables = {"Scores": score_table(comparison), "Cost": cost_table(comparison)}
+    return {**tables, **({} if steering.empty else {"Steering summary": steering}), "Runs": _settings_table(comparison)}
 
 
 def footnotes(comparison: Comparison) -> list[str]:
     """How the figures were made, in sentences."""
     notes = [
         "Score: mean over samples; SE: standard error, clustered by video where the video is known.",
-        f"Δ: to {comparison.labels[0].name}, over the samples that both runs have; 95% interval by a bootstrap of "
+        f"Δ: to {comparison.groups[0].name}, over the samples that both runs have; 95% interval by a bootstrap of "
         "whole videos (expanded percentiles).",
-        "p: exact McNemar test where answers are right or wrong, else the clustered bootstrap; Holm's correction over "
-        "the benchmarks of a run. The means are tested by the bootstrap and stand outside the correction.",
+        "p: exact McNemar test where answers are right or wrong and each question has its own video, else a paired "
+        "permutation test over whole videos; Holm's correction over the benchmarks of a run. The means are not part of "
+        "the correction.",
     ]
     if comparison.table["seed_std"].notna().any():
         notes.append("Several runs of one label: score is the mean over runs ± std between runs; tests use each "
@@ -100,49 +108,36 @@ def footnotes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _ordered(comparison: Comparison) -> list[dict]:
+def _ordered(comparison: Comparison) -> list[Cell]:
     """The table's cells, benchmark by benchmark, means last, published rows after the runs."""
     table = comparison.table
     names = [name for name in table["benchmark"].unique() if name not in (MEAN, MEAN_WITH_MRA)]
     order = {name: index for index, name in enumerate([*names, MEAN, MEAN_WITH_MRA])}
     complete = table.reindex(columns=table.columns.union(["p", "p_holm", "test", "difference", "low", "high"]))
-    return complete.sort_values("benchmark", key=lambda column: column.map(order), kind="stable").to_dict("records")
+    ordered = complete.sort_values("benchmark", key=lambda column: column.map(order), kind="stable")
+    return [{str(name): value for name, value in record.items()} for record in ordered.to_dict("records")]
 
 
-def _name(cell: dict) -> str:
-    return f"{cell['label']} {MARK}" if cell["published"] else cell["label"]
+def _named(cell: Cell) -> dict[str, str]:
+    return {"Benchmark": cell["benchmark"], "Run": f"{cell['label']} {MARK}" if cell["published"] else cell["label"]}
 
 
-def _whole(value: float) -> str:
-    return UNKNOWN if pd.isna(value) else f"{int(value)}"
+def _score(cell: Cell) -> str:
+    digits = 1 if cell["unit"] == "%" else 3
+    error: float = cell["se"] if pd.isna(cell["seed_std"]) else cell["seed_std"]
+    return f"{cell['score']:.{digits}f}" + ("" if pd.isna(error) else f" ± {error:.{digits}f}")
 
 
-def _number(value: float, digits: int, unit: str = "") -> str:
-    return UNKNOWN if pd.isna(value) else f"{value:.{digits}f}{unit}"
-
-
-def _digits(cell: dict) -> int:
-    return 1 if cell["unit"] == "%" else 3
-
-
-def _score(cell: dict) -> str:
-    digits = _digits(cell)
-    error = cell.get("seed_std") if not pd.isna(cell.get("seed_std")) else cell.get("se")
-    score = f"{cell['score']:.{digits}f}"
-    return score if pd.isna(error) else f"{score} ± {error:.{digits}f}"
-
-
-def _difference(cell: dict) -> str:
+def _difference(cell: Cell) -> str:
+    shown = _number("{:+.1f}" if cell["unit"] == "%" else "{:+.3f}")
     if pd.isna(cell["difference"]):
         return UNKNOWN
-    digits = _digits(cell)
-    return f"{cell['difference']:+.{digits}f} [{cell['low']:+.{digits}f}, {cell['high']:+.{digits}f}]"
+    bounds = UNKNOWN if pd.isna(cell["low"]) else f"{shown(cell['low'])}, {shown(cell['high'])}"
+    return f"{shown(cell['difference'])} [{bounds}]"
 
 
 def _p(value: float) -> str:
-    if pd.isna(value):
-        return UNKNOWN
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "<0.001" if value < 0.001 else _number("{:.3f}")(value)
 
 
 def print_terminal(comparison: Comparison, console: Console) -> None:
@@ -154,63 +149,61 @@ def print_terminal(comparison: Comparison, console: Console) -> None:
         console.print(_rich(title, table, console.width))
     for name, facts in comparison.steering:
         console.print(f"{name}: {format_facts(facts)}", markup=False, highlight=False)
-    for kind, sentences in (("Warning", comparison.warnings), ("Note", comparison.notices)):
+    styled = (("Warning: ", comparison.warnings, "yellow"), ("Note: ", comparison.notices, "dim"))
+    for kind, sentences, style in (*styled, ("", footnotes(comparison), "dim")):
         for sentence in sentences:
-            console.print(f"{kind}: {sentence}", style="yellow" if kind == "Warning" else "dim", markup=False)
-    for sentence in footnotes(comparison):
-        console.print(sentence, style="dim", markup=False, highlight=False)
+            console.print(kind + sentence, style=style, markup=False, highlight=False)
 
 
 def _rich(title: str, frame: pd.DataFrame, width: int) -> Table:
     """A table that breaks lines between words only, as long as ``width`` characters leave it room."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    longest = {column: max(map(len, (column, *frame[column]))) for column in frame.columns}
-    narrow = sum(longest.values()) + 2 * len(longest) > width
-    for column in frame.columns:
-        text = column in _TEXT_COLUMNS
-        widths = [len(word) for cell in (column, *frame[column]) for word in cell.split()]
-        if not text:  # a figure and its error stay together
-            widths += [len(cell) for cell in frame[column]]
-        fixed = max(widths) if narrow else None
-        table.add_column(column, justify="left" if text else "right", width=fixed, overflow="fold")
+    cells = {column: [column, *frame[column]] for column in frame.columns}
+    narrow = sum(max(map(len, texts)) + 2 for texts in cells.values()) > width
+    for column, texts in cells.items():
+        # A figure and its error stay together.
+        parts = [*column.split(), *(texts[1:] if column not in _TEXT else " ".join(texts).split())]
+        fixed = max(map(len, parts)) if narrow else None
+        table.add_column(column, justify="left" if column in _TEXT else "right", width=fixed, overflow="fold")
     previous = None
-    for row in frame.itertuples(index=False):
-        if previous not in (None, row[0]):
+    for first, *row in frame.values.tolist():
+        if previous not in (None, first):
             table.add_section()
-        table.add_row("" if row[0] == previous else row[0], *map(escape, row[1:]))
-        previous = row[0]
+        table.add_row("" if first == previous else escape(first), *map(escape, row))
+        previous = first
     return table
 
 
 def markdown(comparison: Comparison) -> str:
     """The whole report as Markdown."""
-    parts = ["# Comparison of runs", _pipe_table(score_table(comparison)), _sentences(footnotes(comparison))]
-    if comparison.warnings:
-        parts += ["## Warnings", _sentences(comparison.warnings)]
-    parts += ["## Cost", _pipe_table(cost_table(comparison))]
-    if comparison.steering:
-        parts += ["## Is it on?", _pipe_table(steering_table(comparison))]
-    parts += ["## Runs", _pipe_table(settings_table(comparison))]
-    if comparison.notices:
-        parts += ["## Files", _sentences(comparison.notices)]
-    return "\n\n".join(parts) + "\n"
+    return render("report.md", tables=_all_tables(comparison), **_sentences(comparison))
 
 
-def _sentences(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+def _sentences(comparison: Comparison) -> dict[str, list[str]]:
+    notes = footnotes(comparison)
+    return {"warnings": comparison.warnings, "notices": comparison.notices, "footnotes": notes}
 
 
-def _pipe_table(frame: pd.DataFrame) -> str:
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-                     for row in lines)  # fmt: skip
+def report_page(comparison: Comparison, images: Mapping[str, bytes], captions: Mapping[str, str]) -> str:
+    """The report as one self-contained HTML page.
+
+    Args:
+        comparison: what to show.
+        images: name → PNG of a figure.
+        captions: name → what the figure shows.
+    """
+    tables = _all_tables(comparison)
+    encoded = {name: base64.b64encode(content).decode() for name, content in images.items()}
+    kinds = {column: (_TEXT | _LONG).get(column, "") for frame in tables.values() for column in frame.columns}
+    names = [group.name for group in comparison.groups]
+    about = {"names": names, "kinds": kinds, "mark": MARK, "images": encoded, "captions": captions}
+    return render("report.html", tables=tables, **about, **_sentences(comparison))
 
 
 def latex(comparison: Comparison) -> str:
     """The score table as a LaTeX ``tabular`` for ``booktabs``, repeated benchmark names left blank."""
     frame = score_table(comparison).drop(columns="Test")
-    first_of_block = frame["Benchmark"].ne(frame["Benchmark"].shift())
-    frame["Benchmark"] = frame["Benchmark"].where(first_of_block, "")
+    frame.loc[frame["Benchmark"].eq(frame["Benchmark"].shift()), "Benchmark"] = ""
     body = frame.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(frame.columns) - 2))
     for plain, command in _LATEX.items():
         body = body.replace(plain, command)
@@ -221,19 +214,13 @@ def latex(comparison: Comparison) -> str:
 
 def as_json(comparison: Comparison) -> str:
     """Everything as JSON: cells, steering facts, settings, warnings, notices; unknown figures are null."""
-    cells = comparison.table.astype(object).where(comparison.table.notna(), None).to_dict("records")
-    content = {
-        "baseline": comparison.labels[0].name,
-        "cells": cells,
-        "steering": [{"label": name, **facts} for name, facts in comparison.steering],
-        "runs": [
-            {"label": run.label, "path": str(run.path), "settings": run.settings}
-            for label in comparison.labels
-            for run in label.runs
-        ],
-        "warnings": comparison.warnings,
-        "notices": comparison.notices,
-        "footnotes": footnotes(comparison),
+    runs = [run for group in comparison.groups for run in group.runs]
+    content: dict[str, Any] = {
+        "baseline": comparison.groups[0].name,
+        "cells": comparison.table.astype(object).where(comparison.table.notna(), None).to_dict("records"),
+        "steering": [{"label": name, **asdict(facts)} for name, facts in comparison.steering],
+        "runs": [{"label": run.label, "path": str(run.path), "settings": run.settings} for run in runs],
+        **_sentences(comparison),
     }
     return json.dumps(content, ensure_ascii=False, indent=1, default=float) + "\n"
 
@@ -246,10 +233,4 @@ def write_tables(comparison: Comparison, prefix: Path) -> list[Path]:
         ".json": as_json(comparison),
         ".tex": latex(comparison),
     }
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix, text in texts.items():
-        path = prefix.with_name(prefix.name + suffix)
-        path.write_text(text, encoding="utf-8")
-        paths.append(path)
-    return paths
+    return [write_text(prefix.with_name(prefix.name + suffix), text) for suffix, text in texts.items()]

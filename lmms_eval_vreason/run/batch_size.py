@@ -1,4 +1,4 @@
-"""``--batch_size``: a number, or ``auto``, which grows while memory lasts and steps down where it does not."""
+"""``--batch_size``: a number, or ``auto``, which grows while memory allows and steps down when it runs out."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from loguru import logger
 
 # The most that `auto` tries where lmms-eval's --max_batch_size says nothing.
 MOST = 64
-# How much of the memory a batch may take: other batches have longer answers.
+# Share of the memory that a batch may take; later batches may have longer answers.
 _SHARE = 0.9
 
 
@@ -25,7 +25,7 @@ class Memory(Protocol):
         """Called before a batch."""
 
     def share(self) -> float:
-        """The most that was taken since, as a share of what there is beside the model."""
+        """Peak use since then, as a share of the memory that the model leaves."""
 
 
 class DeviceMemory:
@@ -48,7 +48,7 @@ class DeviceMemory:
 
 
 class HostMemory:
-    """The CPU's memory. The peak is the process' whole life's, so that a share is too high rather than too low."""
+    """The CPU's memory. The peak covers the process' whole life, so a share is too high rather than too low."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -87,24 +87,25 @@ def memory_of(model: torch.nn.Module) -> Memory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether too little memory is what went wrong."""
+    """Whether an error means that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
 def release(error: BaseException) -> None:
     """Frees what a failed batch holds: its traceback's frames keep inputs and caches alive."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    failed: BaseException | None = error
+    while failed is not None:
+        traceback.clear_frames(failed.__traceback__)
+        failed = failed.__cause__ or failed.__context__
     clear_device_cache(garbage_collection=True)
 
 
 class BatchSize:
     """How many samples are decoded together.
 
-    With ``auto`` it starts at 1 and doubles as long as what the last full batch took says that twice as much will fit.
-    Where memory runs out all the same, it goes back to what has worked, and from there on half of the way to what has
-    not, until an eighth more is all that could be won. Any other failure leaves it.
+    ``auto`` starts at 1 and doubles as long as the memory of the last full batch says that twice as much will fit. If
+    memory runs out all the same, it returns to the largest size that has worked, and then tries half of the way to the
+    smallest that has failed, until at most an eighth could be gained. Any other failure leaves the size as it is.
 
     Attributes:
         now: The size to use next.
@@ -126,7 +127,7 @@ class BatchSize:
         self._memory.start()
 
     def worked(self, size: int) -> None:
-        """After a batch of ``size`` that was answered."""
+        """After an answered batch of ``size``."""
         self.found = max(self.found, size)
         if not self.auto or size < self.now:
             return
@@ -135,7 +136,7 @@ class BatchSize:
         self._set(max(1, min(self._more(size), fits, self._most)), f"a batch of {size} took {share:.0%} of the memory")
 
     def ran_out(self, size: int) -> None:
-        """After a batch of ``size`` for which memory did not suffice."""
+        """After a batch of ``size`` that ran out of memory."""
         if self.auto:
             self._failed = min(size, self._failed or size)
             if self.found >= size:

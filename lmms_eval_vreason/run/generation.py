@@ -73,10 +73,20 @@ class _Cost:
 class Generator:
     """Generates batches of samples with one model under one method."""
 
-    def __init__(self, model, processor, method: VReason, thinking: ThinkingOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        model,
+        processor,
+        method: VReason,
+        thinking: ThinkingOptions,
+        device: torch.device,
+        *,
+        positions: str = "trained",
+    ) -> None:
+        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generate.generate`."""
         self.model, self.processor, self.method, self.thinking, self.device = model, processor, method, thinking, device
-        self.tokenizer = processor.tokenizer
-        self.prefixes = SharedPrefixes(model, processor, device)
+        self.tokenizer, self.positions = processor.tokenizer, positions
+        self.prefixes = SharedPrefixes(model, processor, device, positions)
         self.compiling = AutoCompile(model, method, device)
         self._hidden_ids = {
             token
@@ -92,13 +102,17 @@ class Generator:
         """Says which samples are to be answered, so that questions on one video share its prefill.
 
         Args:
-            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB. Called with no samples it
-                frees what is held.
+            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB.
             batch: How many are answered together; None if that is not known.
             share: Of the samples, that this process will answer.
         """
         self.prefixes.expect(samples, shared_prefix)
         self.compiling.expect(batch, int(share * sum(map(self._most_tokens, samples))))
+
+    def free(self) -> None:
+        """Frees what is held between batches, when no further sample is expected."""
+        self.prefixes.free()
+        self.compiling.expect(None, 0)
 
     @torch.no_grad()
     def generate(
@@ -179,7 +193,8 @@ class Generator:
         input_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         opened = [opens_thinking(render(self.processor, sample)) for sample in samples]
         budgets, arguments = self._arguments(samples, opened, prompt_length)
-        result = method.generate(self.model, **inputs, **arguments, generators=self._generators(samples))
+        arguments |= {"generators": self._generators(samples), "positions": self.positions}
+        result = method.generate(self.model, **inputs, **arguments)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         seconds = cost.shares(result.traces[0], len(samples))
         return [

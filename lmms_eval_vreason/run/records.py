@@ -1,18 +1,21 @@
-"""A finished or failed sample → its journal record, and the key by which a later run finds it again."""
+"""Outcomes → journal records, and the key by which a later run finds a sample's answer again."""
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmms_eval_vreason.journal.files import digest, file_identity, trace_record
+from lmms_eval_vreason.journal.files import digest, file_identity
 from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.generation import Completion
 from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
 
-# Of a trace, what the line at a run's end counts.
-_COUNTED = ("updates", "video_tokens", "note")
+if TYPE_CHECKING:
+    from lmms_eval_vreason.run.answers import Outcome
+
+_DIGITS = 6  # Significant ones, of a trace's numbers.
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class Waiting:
     """A sample that is to be answered.
 
     Attributes:
-        owner: The process whose request it is.
-        length: Prompt tokens, estimated; 0 where nobody asked.
+        key: As of :func:`sample_key`.
+        owner: Rank of the process that got the request.
+        length: Prompt tokens, estimated; 0 where no order is needed.
     """
 
     sample: Sample
@@ -30,26 +34,36 @@ class Waiting:
     length: int = 0
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
+
+    record: dict[str, Any]
+    trace: dict[str, Any] | None
+
+
 def who(sample: Sample | UnbuiltSample) -> dict[str, Any]:
     """Which sample it is for lmms-eval."""
     return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
 
 
-def sample_key(sample: Sample, settings_digest: str) -> str:
+def sample_key(sample: Sample, settings: str) -> str:
     """Hex digest of all that changes a sample's answer.
 
     Args:
-        settings_digest: Of what besides the sample itself does.
+        settings: Digest of what besides the sample itself does.
     """
     media = [_media_identity(item) for item in sample.media]
-    return digest([settings_digest, tuple(who(sample).values()), sample.prompt_digest, media, asdict(sample.settings)])
+    return digest([settings, tuple(who(sample).values()), sample.prompt_digest, media, asdict(sample.settings)])
 
 
-def finished_record(
-    waiting: Waiting, completion: Completion, *, return_thinking: bool, read_seconds: float, remark: str = ""
-) -> dict[str, Any]:
-    """The record of an answered sample; ``remark`` says what was done differently for it."""
-    return {
+def sample_record(outcome: "Outcome", return_thinking: bool) -> Entry:
+    """What the journal keeps of a sample that was answered or failed."""
+    waiting, completion = outcome.question.waiting, outcome.completion
+    if completion is None:
+        return Entry({**_head(waiting), **_failed(outcome.error)}, None)
+    seconds = {"read": outcome.question.read_seconds, **completion.seconds}
+    record = {
         **_head(waiting),
         "thinking": completion.thinking,
         "answer": completion.answer,
@@ -62,24 +76,38 @@ def finished_record(
             "thinking": completion.thinking_tokens,
             "prefilled": completion.prefilled_tokens,
         },
-        "seconds": {"read": round(read_seconds, 6), **{k: round(v, 6) for k, v in completion.seconds.items()}},
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
         "peak_memory_bytes": completion.peak_memory_bytes,
-        "trace": trace_record(completion.trace, completion.tokens),
-        "remark": remark,
+        "trace": trace_summary(completion.trace),
+        "remark": outcome.remark,
         "error": None,
     }
+    return Entry(record, trace_columns(completion.trace, completion.tokens))
 
 
-def failed_record(head: Waiting | Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """The record of a sample that failed.
+def unbuilt_record(sample: UnbuiltSample, settings: str) -> Entry:
+    """What the journal keeps of a request that gave no sample; ``settings`` as for :func:`sample_key`."""
+    head = {"key": digest([settings, who(sample)]), **who(sample)}
+    return Entry({**head, **_failed(sample.error)}, None)
 
-    Args:
-        head: The sample, or, where it could not even be built, its key and who it is.
-    """
-    empty = {"thinking": "", "answer": "", "text": "", "thinking_cut": False, "answer_cut": False}
-    counts = {"tokens": {"input": 0, "output": 0, "thinking": 0}, "seconds": {}, "peak_memory_bytes": None}
-    fault = {"trace": None, "error": {"type": type(error).__name__, "message": str(error)}}
-    return {**(_head(head) if isinstance(head, Waiting) else head), **empty, **counts, **fault}
+
+def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:
+    """A trace token by token: six significant digits; nan becomes null."""
+    return {"tokens": list(tokens), **{name: [_number(value) for value in getattr(trace, name)] for name in COLUMNS}}
+
+
+def trace_summary(trace: Trace) -> dict[str, Any]:
+    """A trace in a few numbers, for the sample's own line. ΔH is a mean over the updates of one sign, in nats."""
+    lowering, raising = (_mean_change(trace, sign) for sign in (-1, 1))
+    return {
+        "updates": trace.updates,
+        "peak_index": trace.peak_index,
+        "video_tokens": trace.video_tokens,
+        "last_shift": _number(trace.shift[-1]) if len(trace.shift) else None,
+        "lowering": lowering,
+        "raising": raising,
+        "note": trace.note,
+    }
 
 
 def failure(record: Mapping[str, Any]) -> str:
@@ -89,16 +117,35 @@ def failure(record: Mapping[str, Any]) -> str:
     return f"{record['task']} doc {record['doc_id']}{repeat}: {lines[0]}"
 
 
-def summary(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What other processes need of a record: all but the prompt, the thinking and most of the trace."""
-    kept = {k: v for k, v in record.items() if k not in ("trace", "prompt", "thinking", "answer")}
-    trace = record["trace"]
-    if trace is None:
-        return {**kept, "trace": None}
-    due = [pair for pair in zip(trace["alpha"], trace["entropy_change"], strict=True) if pair[1] is not None]
-    steps = {"alpha": [alpha for alpha, _ in due], "entropy_change": [change for _, change in due]}
-    steps["shift"] = trace["shift"][-1:]
-    return {**kept, "trace": {**{name: trace[name] for name in _COUNTED}, **steps}}
+def for_peers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What other processes need of a record: all but its texts; ``text`` is what lmms-eval gets."""
+    return {name: value for name, value in record.items() if name not in ("prompt", "thinking", "answer")}
+
+
+def _mean_change(trace: Trace, sign: int) -> dict[str, Any]:
+    changes = [float(c) for a, c in zip(trace.alpha, trace.entropy_change, strict=True) if a == sign and c == c]
+    return {"updates": len(changes), "entropy_change": _number(sum(changes) / len(changes)) if changes else None}
+
+
+def _number(value: float) -> float | int | None:
+    value = float(value)
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def _failed(error: BaseException | None) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(("thinking", "answer", "text"), ""),
+        **dict.fromkeys(("thinking_cut", "answer_cut"), False),
+        "tokens": dict.fromkeys(("input", "output", "thinking", "prefilled"), 0),
+        "seconds": {},
+        "peak_memory_bytes": None,
+        "trace": None,
+        "remark": "",
+        "error": {"type": type(error).__name__, "message": str(error)},
+    }
 
 
 def _head(waiting: Waiting) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Which questions share the start of their prompts, and the prefilled starts that they go on from.
+"""Prefixes that several prompts share: which questions have one in common, and their prefill.
 
-The start of a prompt ends with its last image or video. Questions whose starts are the same (the chat template, the
-text and the media up to there) share one run of the vision tower and one prefill. What follows is each question's own.
+A prompt's prefix ends with its last image or video. Questions with the same prefix (chat template, text and media up to
+there) share one run of the vision tower and one prefill. The suffix after it is each question's own.
 """
 
 from collections import Counter
@@ -18,21 +18,21 @@ from lmms_eval_vreason.run.inputs import check_context, process, render
 from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.stopwatch import now
 
-# What the starts of two prompts have to have in common to be one.
+# Media and text that two prefixes must have in common to be the same.
 Key = tuple[tuple[Media, ...], str]
-# A prompt: by what its start is shared (None: by nothing), the start's text, the rest's text.
+# A prompt: the key of its prefix (None: not shared), the prefix's text, the suffix's text.
 Split = tuple[Key | None, str, str]
 
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """A batch whose starts are prefilled.
+    """A batch whose prefixes are prefilled.
 
     Attributes:
         arguments: Keyword arguments of ``generate``.
-        prefilled_tokens: A sample's prompt tokens that run through the model: those after its start, and its start's
-            where the sample was the first to need it.
-        seconds: Wall time of the starts' prefill, vision tower included.
+        prefilled_tokens: A sample's prompt tokens that run through the model: its suffix's, and its prefix's where the
+            sample was the first to need it.
+        seconds: Wall time of the prefixes' prefill, vision tower included.
     """
 
     arguments: dict[str, Any]
@@ -41,8 +41,8 @@ class SharedInputs:
 
 
 @dataclass
-class _Starts:
-    """The starts of one batch, row by row."""
+class _Rows:
+    """The prefixes of one batch, row by row."""
 
     prefixes: list[Prefix | None] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)  # Tokens that were prefilled for the row.
@@ -50,25 +50,26 @@ class _Starts:
 
 
 class SharedPrefixes:
-    """The prefilled starts of the prompts that are waiting.
+    """The prefilled prefixes of the prompts that are waiting.
 
-    Held on the device are those that the present batch needs, and between two batches at most one: the last sample's,
-    if further questions wait for it. A start that only one waiting sample has is left to the ordinary way.
+    The device holds the prefixes of the batch that is being answered, and between two batches at most one: the last
+    sample's, if further questions wait for it. A prefix that only one waiting sample has is not prefilled apart.
     """
 
-    def __init__(self, model: PreTrainedModel, processor, device: torch.device) -> None:
-        self.model, self.processor, self.device = model, processor, device
+    def __init__(self, model: PreTrainedModel, processor, device: torch.device, positions: str = "trained") -> None:
+        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generate.generate`."""
+        self.model, self.processor, self.device, self.positions = model, processor, device, positions
         self._vision_end = processor.tokenizer.convert_ids_to_tokens(model.config.vision_end_token_id)
         self._bound = 0.0
         self._waiting: Counter[Key] = Counter()
         self._held: dict[Key, Prefix] = {}
 
     def expect(self, samples: Sequence[Sample], gigabytes: float) -> None:
-        """Takes note of all samples that will be answered; drops what was held.
+        """Counts the questions on each prefix, over all samples that will be answered; drops what was held.
 
         Args:
-            gigabytes: The most that a batch's starts may take (10⁹ bytes), beside the batch's own cache; a batch that
-                needs more goes the ordinary way. 0 shares nothing.
+            gigabytes: The most that a batch's prefixes may take (10⁹ bytes), beside the batch's own cache. A batch that
+                needs more falls back to an unshared prefill. 0 shares nothing.
         """
         self.drop()
         self._bound = gigabytes * 1e9
@@ -76,28 +77,33 @@ class SharedPrefixes:
         for sample in samples:
             try:
                 key, _, _ = self._split(sample)
-            except Exception:  # What a chat template refuses is its sample's own fault, and met when that is answered.
+            except Exception:  # The chat template refuses the prompt: the sample fails when it is answered.
                 continue
             if key is not None:
                 counts[key] += 1
         self._waiting = Counter({key: count for key, count in counts.items() if count > 1})
 
+    def free(self) -> None:
+        """Drops what is held, and expects no further sample."""
+        self._waiting.clear()
+        self.drop()
+
     def drop(self) -> None:
-        """Frees the starts that are held; they are made again where they are needed."""
+        """Frees the prefixes that are held; they are prefilled again where they are needed."""
         self._held.clear()
 
     def answered(self, samples: Sequence[Sample]) -> None:
-        """Counts the samples off: what nobody waits for any more is dropped."""
+        """Counts the samples off; drops a prefix for which no further question waits."""
         self._waiting -= Counter(self._split(sample)[0] for sample in samples)
         for key in [key for key in self._held if not self._waiting[key]]:
             del self._held[key]
 
     def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> SharedInputs | None:
-        """Prefills the starts that are not held and gives the batch that goes on from them.
+        """Prefills the prefixes that are not held, and gives the batch that continues from them.
 
         Returns:
-            None where the batch is better answered in the ordinary way: nothing in it is shared, or its starts do not
-            fit into the bound.
+            None: fall back to an unshared prefill, because nothing in the batch is shared or its prefixes do not fit
+            into the bound.
 
         Raises:
             ValueError: A prompt that does not fit into the model's context.
@@ -105,29 +111,29 @@ class SharedPrefixes:
         split = [self._split(sample) for sample in samples]
         if not self._bound or not any(key in self._held or self._waiting[key] > 1 for key, _, _ in split):
             return None
-        starts = self._starts(split, media)
-        if starts is None:
+        rows = self._prefill(split, media)
+        if rows is None:
             return None
         tokenizer = self.processor.tokenizer
         suffixes = [
-            tokenizer(rest, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
-            for _, _, rest in split
+            tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
+            for _, _, suffix in split
         ]
-        arguments = continued(self.model, starts.prefixes, suffixes)
+        arguments = continued(self.model, rows.prefixes, suffixes)
         check_context(self.model, arguments["attention_mask"])
-        own = [fresh + len(suffix) for fresh, suffix in zip(starts.fresh, suffixes, strict=True)]
+        own = [fresh + len(suffix) for fresh, suffix in zip(rows.fresh, suffixes, strict=True)]
         self._keep_for_the_next(split)
-        return SharedInputs(arguments, own, starts.seconds)
+        return SharedInputs(arguments, own, rows.seconds)
 
     def _split(self, sample: Sample) -> Split:
-        start, end, rest = render(self.processor, sample).rpartition(self._vision_end)
-        # Frames that a task hands over itself have no name by which to tell whether two are the same.
+        before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
+        # Frames that a task hands over in memory have no name by which two could be found the same.
         named = bool(sample.media) and all(item.is_path for item in sample.media)
-        return ((sample.media, start) if named else None), start + end, rest
+        return ((sample.media, before) if named else None), before + end, suffix
 
-    def _starts(self, split: list[Split], media: Sequence[Sequence[Any]]) -> _Starts | None:
-        """A start for each row, None where they do not fit into the bound."""
-        # What this batch does not need makes room.
+    def _prefill(self, split: list[Split], media: Sequence[Sequence[Any]]) -> _Rows | None:
+        """A prefix for each row; None if they do not fit into the bound."""
+        # A prefix that this batch does not need makes room.
         self._held = {key: self._held[key] for key, _, _ in split if key in self._held}
         missing = self._missing(split, media)
         tokens = [inputs["input_ids"].shape[1] for inputs in missing.values()]
@@ -135,22 +141,22 @@ class SharedPrefixes:
         if prefix_bytes(self.model, sum(tokens)) > self._bound:
             self.drop()
             return None
-        starts = _Starts()
+        rows = _Rows()
         for row, (key, _, _) in enumerate(split):
             prefix, fresh = self._held.get(key), 0
             if row in missing:
                 started = now(self.device)
-                prefix = prefill(self.model, dict(missing[row].to(self.device)))
-                starts.seconds += now(self.device) - started
+                prefix = prefill(self.model, dict(missing[row].to(self.device)), self.positions)
+                rows.seconds += now(self.device) - started
                 fresh = prefix.tokens
                 if key is not None:
                     self._held[key] = prefix
-            starts.prefixes.append(prefix)
-            starts.fresh.append(fresh)
-        return starts
+            rows.prefixes.append(prefix)
+            rows.fresh.append(fresh)
+        return rows
 
     def _missing(self, split: list[Split], media: Sequence[Sequence[Any]]) -> dict[int, BatchFeature]:
-        """The processor's inputs of the starts that are not held, by the first row that needs each."""
+        """The processor's inputs of the prefixes that are not held, by the first row that needs each."""
         missing, seen = {}, set(self._held)
         for row, ((key, text, _), items) in enumerate(zip(split, media, strict=True)):
             if not text or key in seen:
@@ -160,7 +166,7 @@ class SharedPrefixes:
             if key is not None:
                 seen.add(key)
                 if prefix_bytes(self.model, missing[row]["input_ids"].shape[1]) > self._bound:
-                    # Not tried again for each of its questions.
+                    # Too large for the bound: not tried again for each of its questions.
                     self._waiting.pop(key, None)
         return missing
 

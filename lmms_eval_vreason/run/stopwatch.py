@@ -1,4 +1,4 @@
-"""Wall time on a device that works behind our back."""
+"""Wall time on an asynchronous device."""
 
 import time
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from torch import nn
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when all that was handed to ``device`` is done."""
+    """The clock in seconds, read after ``device`` has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Stopwatch:
-    """Seconds that were spent while it ran."""
+    """Adds up the seconds between its starts and stops."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, 0.0
@@ -31,7 +31,7 @@ class Stopwatch:
 
 @contextmanager
 def timed(module: nn.Module, device: torch.device) -> Iterator[Stopwatch]:
-    """A stopwatch that runs within the forward of ``module``. The device is waited for at each of its calls."""
+    """A stopwatch that runs during the forward passes of ``module``, and synchronises the device at each."""
     watch = Stopwatch(device)
     handles = [
         module.register_forward_pre_hook(lambda *_: watch.start()),

@@ -79,7 +79,7 @@ def test_without_method_and_thinking_the_answers_are_the_stock_class_s(offline, 
         offline.env,
         model="qwen2_5_vl_vreason",
         # The stock class loads bfloat16 whatever the device.
-        model_args={**arguments, "dtype": "bfloat16", "policy": "off", "thinking": "off"},
+        model_args={**arguments, "dtype": "bfloat16", "policy": "off", "thinking": "off", "positions": "transformers"},
         output=tmp_path / "ours",
         **same,
     )

@@ -12,9 +12,9 @@ from offline import write_video
 
 from lmms_eval_vreason.adapter import host
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
-from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.journal.files import digest, latest_samples, read_records
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.run import TooManyErrors
+from lmms_eval_vreason.run.ledger import TooManyErrors
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}
@@ -54,7 +54,7 @@ def answers(model, docs, settings=GREEDY):
 def test_answers_come_in_order_with_thinking_and_counts(build, videos):
     model = build()
     results = model.generate_until(requests(model, questions(videos)))
-    records = latest_samples(read_records(model._journal.folder)).values()
+    records = latest_samples(read_records(model._journal.folder, traces=True)).values()
     by_doc = {record["doc_id"]: record for record in records}
     assert sorted(by_doc) == list(range(6))
     for index, result in enumerate(results):
@@ -108,6 +108,32 @@ def test_a_rerun_takes_finished_samples_from_the_journal(build, videos, monkeypa
     done.clear()
     answers(build(return_thinking="off", read_ahead=0), docs[:2])
     assert done == []
+
+
+@pytest.mark.parametrize("shared_prefix", ["off", "auto"])
+def test_positions_reach_the_model_and_are_in_the_resume_key(build, videos, shared_prefix):
+    """Two questions on a video, answered as trained and as transformers places them: no answer is taken over."""
+    docs = [{"media": [("video", videos[0])], "text": f"what moves {i}?"} for i in range(2)]
+    placed, keys = {}, set()
+    for positions in ("trained", "transformers"):
+        model = build(positions=positions, shared_prefix=shared_prefix)
+        keys.add(digest(model._identity))
+        seen = []
+        hook = model._model.model.language_model.register_forward_pre_hook(
+            partial(_note_positions, seen), with_kwargs=True
+        )
+        answers(model, docs)
+        hook.remove()
+        # A decoded token is one column; the first after a prefill stands right after its prompt.
+        placed[positions] = [int(call[1].max()) for call in seen if call.shape[-1] == 1]
+    assert len(keys) == 2
+    assert placed["trained"]
+    assert placed["transformers"]
+    assert min(placed["trained"]) > min(placed["transformers"])
+
+
+def _note_positions(seen, module, args, kwargs):
+    seen.append(kwargs["position_ids"].clone())
 
 
 def test_a_fault_stays_with_its_sample(build, videos, tmp_path):
@@ -166,7 +192,8 @@ def test_generation_settings_are_checked_and_padding_is_not_answered(build, vide
         answers(model, questions(videos, 1), {"temprature": 1})
     padded = requests(model, questions(videos, 2))
     padded[1].metadata["__padding_only__"] = True
-    assert [bool(result.text) for result in model.generate_until(padded)] == [True, False]
+    # An answer may be empty, its counts are not.
+    assert [bool(result.token_counts) for result in model.generate_until(padded)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +208,7 @@ def test_generation_settings_are_checked_and_padding_is_not_answered(build, vide
 def test_what_holds_for_the_run_is_said_before_a_video_is_read(build, videos, settings, words, monkeypatch, capsys):
     model = build(thinking="off")
     given = requests(model, questions(videos, 3), settings)
-    monkeypatch.setattr("lmms_eval_vreason.run.run.read_media", lambda *args: pytest.fail("a video was read"))
+    monkeypatch.setattr("lmms_eval_vreason.run.batches.read_media", lambda *args: pytest.fail("a video was read"))
     monkeypatch.setattr(host, "runs_as_command", lambda: True)
     monkeypatch.setattr(sys, "argv", ["lmms_eval"])
     with pytest.raises(SystemExit) as caught:

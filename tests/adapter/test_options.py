@@ -28,6 +28,7 @@ WRONG = [
     ("seed", -1, "[0,"),
     ("dtype", "int8", "auto, bfloat16, float16, float32"),
     ("attn_implementation", "magic", "sdpa, eager"),
+    ("positions", "vllm", "trained, transformers"),
     ("batch_size", 0, "at least 1, or auto"),
     ("max_batch_size", 0, "at least 1"),
     ("min_pixels", "small", "at least 784"),

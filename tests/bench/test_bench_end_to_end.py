@@ -21,7 +21,7 @@ from lmms_eval_vreason.bench.fixture import Fixture
 from lmms_eval_vreason.bench.probe import Stopwatches, peak_resident_bytes
 from lmms_eval_vreason.bench.sizes import SHAPES
 from lmms_eval_vreason.cli import main
-from lmms_eval_vreason.journal.files import Journal
+from lmms_eval_vreason.journal.writer import Journal
 
 STOCK_ROW = Row(STOCK, "qwen2_5_vl", "", 1, "bfloat16")
 OFF_ROW = Row(OFF, "qwen2_5_vl_vreason", "", 4, "bfloat16")

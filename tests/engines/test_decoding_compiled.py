@@ -4,9 +4,11 @@ The graphs are made by the ``aot_eager`` backend: what is counted and compared h
 generator, which alone would take a minute.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
-from random_model import batch, prompt, random_model
+from random_model import batch, placed, prompt, random_model
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
@@ -80,9 +82,25 @@ def test_lite_prunes_a_compiled_cache_too():
     assert fast.traces[0].video_tokens == eager.traces[0].video_tokens == 12
 
 
+def test_compiled_steps_have_the_trained_positions():
+    """They are those of the eager steps, which tests/families watches; transformers' give other entropies."""
+    model = random_model(layers=2)
+    inputs = batch([prompt(seed=2, videos=((4, 4, 4),), text=3)])
+    inputs["second_per_grid_ts"] = torch.tensor([7.5])
+    for method in (VReason(policy="off", compile="on"), VReason(learning_rate=0.1, compile="on")):
+        trained, stock = (
+            method.generate(model, **inputs, **LENGTH, compile_config=BACKEND, positions=positions)
+            for positions in ("trained", "transformers")
+        )
+        eager = replace(method, compile="off").generate(model, **inputs, **LENGTH)
+        assert torch.equal(eager.sequences, trained.sequences)
+        assert abs(eager.traces[0].entropy - trained.traces[0].entropy).max() < 1e-4
+        assert abs(stock.traces[0].entropy - trained.traces[0].entropy).max() > 1e-3
+
+
 def test_off_is_plain_static_generation():
     model = random_model(layers=2)
-    plain = model.generate(**batch(SAMPLES[1]), **LENGTH)
+    plain = model.generate(**placed(model, batch(SAMPLES[1])), **LENGTH)
     result = VReason(policy="off", compile="on").generate(model, **batch(SAMPLES[1]), **LENGTH, compile_config=BACKEND)
     assert torch.equal(plain, result.sequences)
 

@@ -1,11 +1,13 @@
 """Random methods on random inputs: at learning rate 0 plain ``generate``, at 0.01 finite, whatever comes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_model import VIDEO, batch, prompt, random_model
+from random_model import VIDEO, batch, placed, prompt, random_model
 
 from lmms_eval_vreason import VReason
 
@@ -75,7 +77,7 @@ def test_any_method_on_any_input(models, samples, method, head, lite, sampling, 
         torch.manual_seed(0)
         return generate(*arguments, **call)
 
-    plain = seeded(model.generate)
+    plain = seeded(partial(model.generate, position_ids=placed(model, inputs)["position_ids"]))
     still = seeded(VReason(**method, learning_rate=0).generate, model)
     assert torch.equal(still.sequences, plain)
     assert all(trace.updates == 0 and not trace.shift.any() for trace in still.traces)

@@ -68,6 +68,7 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
         _, loop = steer(
             model,
             method,
+            positions="transformers",  # as the forward without a cache has them
             **inputs,
             max_new_tokens=max(2 * count, 1),
             logits_processor=LogitsProcessorList([Forced(tokens)]),
@@ -203,7 +204,7 @@ def test_first_token_and_further_steps_rerun_the_tail(rows):
         method = VReason(
             policy="minimize", optimizer="sgd", learning_rate=5.0, first_token=True, steps_per_update=steps
         )
-        _, loop = steer(model, method, **inputs, max_new_tokens=1)
+        _, loop = steer(model, method, positions="transformers", **inputs, max_new_tokens=1)
         deltas.append(loop.steering.controllers[0].delta)
     for before, after in pairwise(deltas):
         delta = before.expand_as(after).clone().requires_grad_()

@@ -1,4 +1,7 @@
-"""Without a policy, or at learning rate 0, the loop is plain ``model.generate``, token for token."""
+"""Without a policy, or at learning rate 0, the loop is plain ``model.generate``, token for token.
+
+Plain ``generate`` has transformers' positions, so the loop is asked for them; tests/families has the trained ones.
+"""
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from lmms_eval_vreason import VReason
 
+STOCK = {"positions": "transformers"}
 BASES = {"off": VReason(policy="off"), "zero": VReason(learning_rate=0)}
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, text=3)]
 SETTINGS = {
@@ -37,7 +41,7 @@ def test_tokens_equal_plain_generate(model, base, settings, rows):
     torch.manual_seed(5)
     plain = model.generate(**inputs, max_new_tokens=24, **settings)
     torch.manual_seed(5)
-    result = base.generate(model, **inputs, max_new_tokens=24, **settings)
+    result = base.generate(model, **STOCK, **inputs, max_new_tokens=24, **settings)
     assert torch.equal(result.sequences, plain)
     assert plain.shape[1] > inputs["input_ids"].shape[1] + 8
 
@@ -48,7 +52,7 @@ def test_checkpoint_settings_apply(model):
     model.generation_config.repetition_penalty = 1.8
     try:
         plain = model.generate(**inputs, max_new_tokens=20)
-        result = BASES["off"].generate(model, **inputs, max_new_tokens=20)
+        result = BASES["off"].generate(model, **STOCK, **inputs, max_new_tokens=20)
         assert model.generation_config.repetition_penalty == 1.8
     finally:
         model.generation_config.repetition_penalty = 1.0
@@ -60,7 +64,7 @@ def test_static_cache(model):
     inputs = batch(SAMPLES)
     plain = model.generate(**inputs, max_new_tokens=16, cache_implementation="static")
     for base in BASES.values():
-        result = base.generate(model, **inputs, max_new_tokens=16, cache_implementation="static")
+        result = base.generate(model, **STOCK, **inputs, max_new_tokens=16, cache_implementation="static")
         assert torch.equal(result.sequences, plain)
 
 
@@ -78,7 +82,7 @@ class Notes(BaseStreamer):
 def test_streamer_hears_the_same(model):
     inputs, plain, ours = batch(SAMPLES[:1]), Notes(), Notes()
     model.generate(**inputs, max_new_tokens=9, streamer=plain)
-    BASES["zero"].generate(model, **inputs, max_new_tokens=9, streamer=ours)
+    BASES["zero"].generate(model, **STOCK, **inputs, max_new_tokens=9, streamer=ours)
     assert len(plain.tokens) == len(ours.tokens)
     assert all(torch.equal(a.flatten(), b.flatten()) for a, b in zip(plain.tokens, ours.tokens, strict=True))
     assert plain.ended == ours.ended == 1
@@ -90,7 +94,7 @@ def test_end_tokens_pad_the_finished(model):
     new = free[:, inputs["input_ids"].shape[1] :]
     ends = [int(new[0, 4]), END]
     plain = model.generate(**inputs, max_new_tokens=20, eos_token_id=ends)
-    result = BASES["zero"].generate(model, **inputs, max_new_tokens=20, eos_token_id=ends)
+    result = BASES["zero"].generate(model, **STOCK, **inputs, max_new_tokens=20, eos_token_id=ends)
     assert torch.equal(result.sequences, plain)
     lengths = [len(trace.entropy) for trace in result.traces]
     assert lengths[0] <= 5 < max(lengths)
@@ -101,7 +105,7 @@ def test_end_tokens_pad_the_finished(model):
 def test_no_end_token(model):
     inputs = batch(SAMPLES)
     plain = model.generate(**inputs, max_new_tokens=20, eos_token_id=None)
-    result = BASES["off"].generate(model, **inputs, max_new_tokens=20, eos_token_id=None)
+    result = BASES["off"].generate(model, **STOCK, **inputs, max_new_tokens=20, eos_token_id=None)
     assert torch.equal(result.sequences, plain)
     assert plain.shape[1] == inputs["input_ids"].shape[1] + 20
 
@@ -127,7 +131,7 @@ def test_stop_strings(model, tokenizer, through_config):
     else:
         settings["stop_strings"] = [stop]
     plain = model.generate(**inputs, **settings, tokenizer=tokenizer)
-    result = BASES["zero"].generate(model, **inputs, **settings, tokenizer=tokenizer)
+    result = BASES["zero"].generate(model, **STOCK, **inputs, **settings, tokenizer=tokenizer)
     assert torch.equal(result.sequences, plain)
     assert plain.shape[1] <= inputs["input_ids"].shape[1] + 4
     assert config.stop_strings == ([stop] if through_config else None)
@@ -147,7 +151,7 @@ def test_own_processors_and_criteria(model):
         }
 
     plain = model.generate(**inputs, max_new_tokens=12, **extra())
-    result = BASES["zero"].generate(model, **inputs, max_new_tokens=12, **extra())
+    result = BASES["zero"].generate(model, **STOCK, **inputs, max_new_tokens=12, **extra())
     assert torch.equal(result.sequences, plain)
     assert not torch.equal(plain, model.generate(**inputs, max_new_tokens=12))
 
@@ -160,15 +164,15 @@ def test_generators_make_a_sample_independent_of_its_neighbours(model):
     def generators(chosen):
         return [torch.Generator().manual_seed(seed) for seed in chosen]
 
-    together = BASES["zero"].generate(model, **batch(SAMPLES), generators=generators(seeds), **settings)
+    together = BASES["zero"].generate(model, **STOCK, **batch(SAMPLES), generators=generators(seeds), **settings)
     new = together.sequences[:, batch(SAMPLES)["input_ids"].shape[1] :]
     for i, seed in enumerate(seeds):
         inputs = batch([SAMPLES[i]])
-        alone = BASES["zero"].generate(model, **inputs, generators=generators([seed]), **settings).sequences
+        alone = BASES["zero"].generate(model, **STOCK, **inputs, generators=generators([seed]), **settings).sequences
         alone = alone[0, inputs["input_ids"].shape[1] :]
         assert torch.equal(new[i, : len(alone)], alone)
     with pytest.raises(ValueError, match="2 generators for a batch of 3"):
-        BASES["zero"].generate(model, **batch(SAMPLES), generators=generators(seeds[:2]), **settings)
+        BASES["zero"].generate(model, **STOCK, **batch(SAMPLES), generators=generators(seeds[:2]), **settings)
 
 
 @pytest.mark.parametrize("videos", [(), ((2, 4, 4),)])
@@ -178,7 +182,7 @@ def test_prompt_without_video_runs_as_the_base_model(model, videos):
     inputs = batch(samples)
     plain = model.generate(**inputs, max_new_tokens=10, eos_token_id=None)
     result = VReason(policy="minimize", learning_rate=0.3).generate(
-        model, **inputs, max_new_tokens=10, eos_token_id=None
+        model, **STOCK, **inputs, max_new_tokens=10, eos_token_id=None
     )
     first, second = result.traces
     assert torch.equal(result.sequences[0], plain[0])
@@ -192,4 +196,4 @@ def test_without_padding_or_mask(model):
     inputs = batch(SAMPLES[:1])
     del inputs["attention_mask"]
     plain = model.generate(**inputs, max_new_tokens=10)
-    assert torch.equal(BASES["zero"].generate(model, **inputs, max_new_tokens=10).sequences, plain)
+    assert torch.equal(BASES["zero"].generate(model, **STOCK, **inputs, max_new_tokens=10).sequences, plain)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, prompt, steer
+from random_model import VIDEO, Forced, batch, forced_tokens, placed, prompt, steer
 from transformers import DynamicCache, LogitsProcessorList, StaticCache
 
 from lmms_eval_vreason import VReason
@@ -25,7 +25,7 @@ NORMS = {
 def dropped_tokens(model, inputs, score, ratio):
     """(batch, tokens) bool by the definition, from a plain prefill: a sample's ⌊ratio · n⌋ lowest video tokens."""
     cache = DynamicCache(config=model.config.get_text_config())
-    model.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
+    model.generate(**placed(model, inputs), max_new_tokens=1, **{CACHE: cache})
     scores = NORMS[score](cache)
     dropped = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for row, ids in enumerate(inputs["input_ids"]):
@@ -53,7 +53,7 @@ def positions_of(model, generate):
 def masked_logits(model, inputs, dropped, tokens, positions):
     """Logits of the decoding steps over the full cache, with the dropped tokens masked out of every layer."""
     cache = DynamicCache(config=model.config.get_text_config())
-    model.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
+    model.generate(**placed(model, inputs), max_new_tokens=1, **{CACHE: cache})
     mask, logits = inputs["attention_mask"].masked_fill(dropped, 0), []
     for step in range(tokens.shape[1] - 1):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -79,7 +79,8 @@ def test_removed_equals_masked(model, score, cache, ratio):
     # Frozen, as ours is: older torch rounds otherwise where weights require gradients.
     with frozen(model):
         positions, _ = positions_of(
-            model, lambda: model.generate(**inputs, **settings, logits_processor=LogitsProcessorList([plain]))
+            model,
+            lambda: model.generate(**placed(model, inputs), **settings, logits_processor=LogitsProcessorList([plain])),
         )
     method = VReason(policy="off", prune_ratio=ratio, prune_score=score)
     ours, _ = positions_of(
@@ -129,7 +130,7 @@ def test_mask_length_and_controller_agree(sdpa, cache_type):
     config = sdpa.config.get_text_config()
     plain = DynamicCache(config=config) if cache_type == "dynamic" else StaticCache(config, prompt_length + 6)
     with frozen(sdpa):
-        sdpa.generate(**inputs, max_new_tokens=6, **{CACHE: plain})
+        sdpa.generate(**placed(sdpa, inputs), max_new_tokens=6, **{CACHE: plain})
     stays = (inputs["input_ids"] == VIDEO) & ~dropped
     values = plain.layers[-1].values[:, :, :prompt_length]
     assert torch.equal(controller.original, values.transpose(1, 2)[stays])
@@ -172,7 +173,7 @@ def test_counts_of_uneven_samples():
 def test_scores_table(sdpa):
     inputs = batch(SAMPLES)
     cache = DynamicCache(config=sdpa.config.get_text_config())
-    sdpa.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
+    sdpa.generate(**placed(sdpa, inputs), max_new_tokens=1, **{CACHE: cache})
     video = inputs["input_ids"] == VIDEO
     for name, reference in NORMS.items():
         assert torch.allclose(SCORES[name](cache, video, 0), reference(cache), rtol=1e-5)
@@ -193,7 +194,7 @@ def test_random_score_is_seeded_and_independent_of_the_batch(sdpa):
 def test_nothing_to_drop_is_the_base_model(sdpa, samples):
     """A ratio that drops no whole token, or a prompt without video: plain ``generate``'s tokens."""
     inputs = batch(samples)
-    plain = sdpa.generate(**inputs, max_new_tokens=10)
+    plain = sdpa.generate(**placed(sdpa, inputs), max_new_tokens=10)
     result = VReason(policy="off", prune_ratio=0.05).generate(sdpa, **inputs, max_new_tokens=10)
     assert torch.equal(result.sequences, plain)
 
@@ -205,7 +206,7 @@ def test_pruned_prefill_update_uses_the_pruned_cache(sdpa):
     result = VReason(prune_ratio=0.5, first_token=True).generate(sdpa, **inputs, **settings)
     cache = DynamicCache(config=sdpa.config.get_text_config())
     kept = inputs["attention_mask"].masked_fill(dropped, 0)
-    positions, _ = positions_of(sdpa, lambda: sdpa.generate(**inputs, **settings, **{CACHE: cache}))
+    positions, _ = positions_of(sdpa, lambda: sdpa.generate(**placed(sdpa, inputs), **settings, **{CACHE: cache}))
     # The last layer alone attends over what stays; the layers before it saw the whole prompt.
     seen = {}
 
@@ -215,7 +216,7 @@ def test_pruned_prefill_update_uses_the_pruned_cache(sdpa):
     layer = sdpa.model.language_model.layers[-1]
     hook = layer.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        sdpa.generate(**inputs, **settings)
+        sdpa.generate(**placed(sdpa, inputs), **settings)
     finally:
         hook.remove()
     with torch.no_grad():

@@ -1,13 +1,22 @@
 """``vreason tasks`` and ``vreason journal``."""
 
-import csv
-import io
-import json
-
+import pandas as pd
 import pytest
 
 from lmms_eval_vreason.cli import main
-from lmms_eval_vreason.journal.files import Journal
+from lmms_eval_vreason.journal.files import traces_path
+from lmms_eval_vreason.journal.writer import Journal
+
+SAMPLE = {
+    "task": "videomme",
+    "split": "test",
+    "repeat": 0,
+    "thinking": "a [red] one,\nthen <b>two</b>",
+    "answer": "B",
+    "thinking_cut": False,
+    "answer_cut": False,
+    "tokens": {"input": 9, "output": 5, "thinking": 3},
+}
 
 
 @pytest.fixture
@@ -21,20 +30,8 @@ def journal(tmp_path):
     journal = Journal(tmp_path / "journal", header)
     for doc, error in ((0, None), (1, {"type": "MediaError", "message": "1.mp4: there is no such file"})):
         journal.add(
-            {
-                "key": str(doc),
-                "task": "videomme",
-                "split": "test",
-                "doc_id": doc,
-                "repeat": 0,
-                "thinking": "a [red] one,\nthen <b>two</b>",
-                "answer": "B",
-                "thinking_cut": False,
-                "answer_cut": False,
-                "tokens": {"input": 9, "output": 5, "thinking": 3},
-                "trace": {"updates": 2} if error is None else None,
-                "error": error,
-            }
+            {**SAMPLE, "key": str(doc), "doc_id": doc, "trace": None if error else {"updates": 2}, "error": error},
+            None if error else {"tokens": ["a", "B"], "entropy": [1.5, 0.25]},
         )
     return journal
 
@@ -64,13 +61,35 @@ def test_check_finds_broken_lines(journal, capsys):
     assert f"{journal.path.name}:4: is not JSON" in capsys.readouterr().out
 
 
-def test_export_keeps_every_character(journal, capsys):
-    assert main(["journal", "export", str(journal.folder)]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [row["thinking"] for row in rows] == ["a [red] one,\nthen <b>two</b>"] * 2
-    assert rows[1]["error"] == "1.mp4: there is no such file"
-    assert main(["journal", "export", str(journal.folder), "--format", "jsonl"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["output_tokens"] == 5
+def test_a_sample_that_was_answered_again_counts_once(journal, capsys):
+    journal.add({**SAMPLE, "key": "1", "doc_id": 1, "trace": {"updates": 3}, "error": None}, {"tokens": ["B"]})
+    assert main(["journal", "show", str(journal.folder)]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if "tiny" in line)
+    assert [cell.strip() for cell in row.split("│")][5:9] == ["2", "2", "0", "1"]
+    assert "failed" not in out
+    assert main(["journal", "check", str(journal.folder)]) == 0
+    assert "2 samples (1 more were replaced), 1 starts" in capsys.readouterr().out
+
+
+def test_check_finds_lost_traces(journal, capsys):
+    traces_path(journal.path).write_bytes(b"")
+    assert main(["journal", "check", str(journal.folder)]) == 1
+    assert "1 samples have no trace" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["show", "check"])
+def test_a_folder_without_a_journal_is_a_mistake(tmp_path, capsys, action):
+    (tmp_path / "vreason_journal").mkdir()
+    assert main(["journal", action, str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"holds no journal (no .jsonl file): give {tmp_path / 'vreason_journal'}" in line
+
+
+def test_pandas_exports_it(journal):
+    """As docs/journal.md says, in place of a command of our own."""
+    frame = pd.read_json(journal.path, lines=True).query("kind == 'sample'").drop_duplicates("key", keep="last")
+    assert frame["thinking"].tolist() == ["a [red] one,\nthen <b>two</b>"] * 2
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys):

@@ -1,11 +1,12 @@
 """The journal: whole lines, half lines, newest lines, and folders that cannot be written."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from lmms_eval_vreason.journal.files import (
-    Journal,
     JournalError,
     digest,
     file_identity,
@@ -13,13 +14,16 @@ from lmms_eval_vreason.journal.files import (
     latest_samples,
     read_lines,
     read_records,
+    traces_path,
+    with_trace,
 )
+from lmms_eval_vreason.journal.writer import Journal
 
 RUN = {"run": digest("settings")}
 
 
 def sample(key, **more):
-    return {"key": key, "task": "videomme", "doc_id": 0, "answer": "B", "error": None, **more}
+    return {"key": key, "task": "videomme", "doc_id": 0, "answer": "B", "trace": None, "error": None, **more}
 
 
 def test_what_is_added_is_read_back_and_found_by_the_next_run(tmp_path):
@@ -89,3 +93,83 @@ def test_a_file_is_another_one_when_it_changes(tmp_path):
 def test_equal_settings_have_equal_digests():
     assert digest({"a": 1, "b": [2.0, None]}) == digest(json.loads('{"b": [2.0, null], "a": 1}'))
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+TRACE = {"tokens": ["a", "b"], "entropy": [1.5, None]}
+
+
+def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
+    journal = Journal(tmp_path, RUN)
+    for key in ("a", "b"):
+        journal.add(sample(key, trace={"updates": 2}), {**TRACE, "tokens": [key]})
+    assert "entropy" not in journal.path.read_text()
+    assert journal_files(tmp_path) == [journal.path]
+    plain, whole = (latest_samples(read_records(tmp_path, traces=flag)) for flag in (False, True))
+    assert "tokens" not in plain["b"]["trace"]
+    assert {key: record["trace"]["tokens"] for key, record in whole.items()} == {"a": ["a"], "b": ["b"]}
+    assert whole["a"]["trace"]["entropy"] == [1.5, None]
+    assert whole["a"]["trace"]["updates"] == 2
+    # A trace of another sample, at a place that was edited, is not taken for this one's.
+    stolen = {**plain["a"], "key": "c"}
+    assert with_trace(journal.path, stolen) == stolen
+
+
+@pytest.mark.parametrize("lost", ["the sample's line", "half the sample's line", "half the trace", "the trace"])
+def test_a_sample_is_finished_only_when_both_of_its_lines_are_there(tmp_path, lost):
+    """What a kill, or a machine that goes down, leaves of the last sample."""
+    journal = Journal(tmp_path, RUN)
+    journal.add(sample("a", trace={"updates": 1}), TRACE)
+    before = journal.path.stat().st_size, traces_path(journal.path).stat().st_size
+    journal.add(sample("b", trace={"updates": 1}), TRACE)
+    journal.close()
+    cut = {"the sample's line": (0, None), "half the sample's line": (9, None), "half the trace": (None, 9)}
+    for path, whole, kept in zip(
+        (journal.path, traces_path(journal.path)), before, cut.get(lost, (None, 0)), strict=True
+    ):
+        if kept is not None:
+            path.write_bytes(path.read_bytes()[: whole + kept])
+    again = Journal(tmp_path, RUN)
+    assert set(again.finished) == {"a"}
+    again.add(sample("b", answer="C", trace={"updates": 1}), {**TRACE, "tokens": ["again"]})
+    again.close()
+    whole = latest_samples(read_records(tmp_path, traces=True))
+    assert (whole["a"]["trace"]["tokens"], whole["b"]["trace"]["tokens"]) == (["a", "b"], ["again"])
+    assert set(Journal(tmp_path, RUN).finished) == {"a", "b"}
+
+
+def test_a_journal_of_another_version_is_refused(tmp_path):
+    (tmp_path / "old-rank0.jsonl").write_text('{"kind": "run", "version": 1, "run": "ab"}\n')
+    for read in (lambda: list(read_records(tmp_path)), lambda: Journal(tmp_path, RUN)):
+        with pytest.raises(JournalError, match=r"is a journal of version 1, and this package reads version 2\. Move"):
+            read()
+
+
+def test_a_second_run_at_once_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from lmms_eval_vreason.journal.writer import Journal\n"
+        f"journal = Journal(Path(sys.argv[1]), {RUN!r}); print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(JournalError, match=rf"another run .* \(process {other.pid} on .*\).*folder of its own"):
+            Journal(tmp_path, RUN)
+        Journal(tmp_path, RUN, rank=1)
+        Journal(tmp_path, {"run": digest("other settings")})
+        other.kill()
+    Journal(tmp_path, RUN)
+
+
+def test_why_a_known_sample_is_not_answered_by_the_journal(tmp_path):
+    who = {"task": "videomme", "split": "test", "doc_id": 0, "repeat": 0}
+    settings = {"dtype": "float32", "method": {"learning_rate": 0.01, "policy": "switch"}}
+    journal = Journal(tmp_path, {"run": digest(settings), "settings": settings})
+    journal.add(sample("a", **who))
+    journal.add(sample("b", **{**who, "doc_id": 1}, error={"type": "MediaError", "message": "gone"}))
+    same = Journal(tmp_path, {"run": digest(settings), "settings": settings})
+    assert same.why_not("b", {**who, "doc_id": 1}) == "failed before"
+    assert "another prompt, media file or generation setting" in same.why_not("c", who)
+    assert same.why_not("d", {**who, "doc_id": 2}) == ""
+    settings = {"dtype": "float32", "method": {"learning_rate": 0.5, "policy": "switch"}}
+    other = Journal(tmp_path, {"run": digest(settings), "settings": settings})
+    assert other.why_not("e", who) == "were made with other settings: learning_rate=0.01"

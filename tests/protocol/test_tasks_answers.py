@@ -6,13 +6,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from lmms_eval_vreason.protocol.answers import (
-    parse_choice,
-    parse_number,
-    parse_open,
-    parse_yes_no,
-    split_response,
-)
+from lmms_eval_vreason.prompts.split import split
+from lmms_eval_vreason.protocol.answers import parse_choice, parse_number, parse_open, parse_yes_no
 
 UNHURRIED = settings(deadline=None)  # a busy machine may stop in the middle of an example
 OPTIONS = {"A": "circle", "B": "square", "C": "triangle", "D": "star"}
@@ -70,7 +65,7 @@ CHAIN = st.lists(
 
 
 def choice(text: str) -> str | None:
-    return parse_choice(split_response(text), OPTIONS)
+    return parse_choice(split(text), OPTIONS)
 
 
 @pytest.mark.parametrize("answer", RIGHT)
@@ -129,7 +124,7 @@ def test_a_chain_does_not_change_the_answer(chain: str, letter: str) -> None:
 @UNHURRIED
 @given(text=st.text(max_size=200))
 def test_any_text_is_taken_apart(text: str) -> None:
-    response = split_response(text)
+    response = split(text)
     for answer, valid in (
         (parse_choice(response, OPTIONS), set(OPTIONS)),
         (parse_yes_no(response), {"yes", "no"}),
@@ -169,26 +164,26 @@ def test_any_text_is_taken_apart(text: str) -> None:
 )
 @pytest.mark.parametrize("clothes", ["{}", "<answer>{}</answer>", "<think>7 or 8</think>\n{}", "I count 7, 8.\n{}"])
 def test_right_number_in_every_form(clothes: str, text: str, number: float) -> None:
-    assert parse_number(split_response(clothes.format(text))) == pytest.approx(number)
+    assert parse_number(split(clothes.format(text))) == pytest.approx(number)
 
 
 @pytest.mark.parametrize(
     "text", ["", "four", "B2", "1/0", "1e999", "3 to 4", "There are 3 on the left and 2 on the right", "<think>4"]
 )
 def test_no_number(text: str) -> None:
-    assert parse_number(split_response(text)) is None
+    assert parse_number(split(text)) is None
 
 
 @UNHURRIED
 @given(number=st.integers(-(10**9), 10**9), unit=st.sampled_from(["", " m", "cm", " square metres", " 米"]))
 def test_thousands_separators_and_units(number: int, unit: str) -> None:
-    assert parse_number(split_response(f"<answer>{number:,}{unit}</answer>")) == number
+    assert parse_number(split(f"<answer>{number:,}{unit}</answer>")) == number
 
 
 @UNHURRIED
 @given(above=st.integers(-999, 999), below=st.integers(1, 999))
 def test_fractions(above: int, below: int) -> None:
-    assert parse_number(split_response(f"{above}/{below}")) == pytest.approx(above / below)
+    assert parse_number(split(f"{above}/{below}")) == pytest.approx(above / below)
 
 
 @pytest.mark.parametrize(
@@ -211,37 +206,17 @@ def test_fractions(above: int, below: int) -> None:
     ],
 )
 def test_yes_no(text: str, answer: str | None) -> None:
-    assert parse_yes_no(split_response(text)) == answer
+    assert parse_yes_no(split(text)) == answer
 
 
 @UNHURRIED
 @given(answer=st.text(string.ascii_letters + " ", min_size=1, max_size=30))
 def test_open_answers(answer: str) -> None:
     assume(answer.strip())
-    assert parse_open(split_response(f"<think>no</think><answer>{answer}</answer>")) == answer.strip()
+    assert parse_open(split(f"<think>no</think><answer>{answer}</answer>")) == answer.strip()
 
 
 def test_open_answers_need_a_mark_or_one_short_line() -> None:
-    assert parse_open(split_response("O(n²)")) == "O(n²)"
-    assert parse_open(split_response("It sorts first.\nThe answer is merge sort.")) == "merge sort."
-    assert parse_open(split_response("it goes on " * 10)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "thinking", "answer", "tagged", "cut"),
-    [
-        ("<think>t</think><answer>a</answer>", "t", "a", True, False),
-        ("<think>t</think>\na", "t", "a", False, False),
-        ("t</think>a", "t", "a", False, False),
-        ("<think>t", "t", "", False, True),
-        ("<think>t</think><answer>a", "t", "a", True, True),
-        ("<think>t<answer>a</answer>", "t", "a", True, False),
-        ("t <answer>a</answer> <answer>b</answer>", "t", "a", True, False),
-        ("<think>1</think>2<think>3</think>a", "123", "a", False, False),
-        ("a", "", "a", False, False),
-        ("", "", "", False, False),
-    ],
-)
-def test_split(text: str, thinking: str, answer: str, tagged: bool, cut: bool) -> None:
-    response = split_response(text)
-    assert (response.thinking, response.answer, response.tagged, response.cut) == (thinking, answer, tagged, cut)
+    assert parse_open(split("O(n²)")) == "O(n²)"
+    assert parse_open(split("It sorts first.\nThe answer is merge sort.")) == "merge sort."
+    assert parse_open(split("it goes on " * 10)) is None

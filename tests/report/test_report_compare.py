@@ -15,11 +15,10 @@ from statsmodels.stats.multitest import multipletests
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, compare
-from lmms_eval_vreason.report.figures import peaks, png, report_figures
+from lmms_eval_vreason.report.figures import CAPTIONS, peaks, png, report_figures
 from lmms_eval_vreason.report.journals import read_journal
-from lmms_eval_vreason.report.page import report_page
 from lmms_eval_vreason.report.runs import read_run
-from lmms_eval_vreason.report.tables import latex, markdown, print_terminal, score_table
+from lmms_eval_vreason.report.tables import latex, markdown, print_terminal, report_page, score_table
 
 RNG = np.random.default_rng(11)
 N = 60
@@ -54,11 +53,15 @@ def test_scores_differences_and_tests(two):
     assert row["score"] == pytest.approx(100 * BETTER["videomme"].mean())
     assert row["difference"] == pytest.approx(100 * (BETTER["videomme"] - BASE["videomme"]).mean())
     gained = int((BETTER["videomme"] > BASE["videomme"]).sum())
-    assert (row["gained"], row["lost"], row["test"]) == (gained, 0, "McNemar exact")
-    assert row["p"] == pytest.approx(stats.binomtest(0, gained).pvalue)
+    assert (row["gained"], row["lost"], row["test"]) == (gained, 0, "paired permutation")
+    assert row["p_mcnemar"] == pytest.approx(stats.binomtest(0, gained).pvalue)
     assert row["clusters"] == N / 3  # three questions a video
-    assert cell(comparison, "MMVU", "switch")["clusters"] == N  # its videos are unknown
-    assert cell(comparison, VSI_MRA, "switch")["test"] == "clustered bootstrap"
+    videos = len({i // 3 for i in np.flatnonzero(BETTER["videomme"] != BASE["videomme"])})
+    assert row["p"] == pytest.approx(2 * 0.5**videos, rel=0.5)  # every video that changes is a gain
+    single = cell(comparison, "MMVU", "switch")  # its videos are unknown
+    assert (single["clusters"], single["test"]) == (N, "McNemar exact")
+    assert single["p"] == pytest.approx(stats.binomtest(int(single["gained"]), int(single["changed"])).pvalue)
+    assert cell(comparison, VSI_MRA, "switch")["test"] == "paired permutation"
     assert np.isnan(cell(comparison, "Video-MME", "off")["difference"])
 
 
@@ -82,6 +85,14 @@ def test_mean_row_weighs_benchmarks_the_same_and_leaves_mra_out(two):
     assert with_mra["score"] == pytest.approx(
         np.mean([*(r["score"] for r in rows), cell(comparison, VSI_MRA, "switch")["score"]])
     )
+
+
+def test_mean_is_tested_over_the_videos_of_all_benchmarks(tmp_path):
+    write_run(tmp_path / "a", {"mmvu_val": [0.0] * 10, "mvbench_action_count": [0.0] * 10})
+    write_run(tmp_path / "b", {"mmvu_val": [1.0] * 3 + [0.0] * 7, "mvbench_action_count": [1.0] * 3 + [0.0] * 7})
+    comparison = compare([read_run(str(tmp_path / name)) for name in "ab"], resamples=200)
+    assert cell(comparison, "MMVU", "b")["p"] == pytest.approx(2 * 0.5**3)
+    assert cell(comparison, MEAN, "b")["p"] == pytest.approx(2 * 0.5**6)
 
 
 def test_only_common_samples_are_compared_and_the_rest_is_said(tmp_path):
@@ -134,7 +145,56 @@ def test_same_prompt_in_half_a_journal_is_no_difference(tmp_path):
     same = [record("videomme", i, prompt=f"Which shape moves? {i}\n") for i in range(5)]
     write_journal(tmp_path / "own", same, model_args={"pretrained": "tiny"})
     runs = [read_run(str(tmp_path / "stock")), read_run(str(tmp_path / "own"))]
-    assert compare(runs, resamples=200).warnings == []
+    (warning,) = compare(runs, resamples=200).warnings
+    assert "differs on none of 9 samples" in warning
+
+
+@pytest.mark.parametrize("questions", [3, 60])
+def test_no_differing_answer_is_a_warning_and_no_interval(questions, tmp_path):
+    """Three questions are on one video, sixty on twenty."""
+    for name in "ab":
+        write_run(tmp_path / name, {"videomme": BASE["videomme"][:questions], "mmvu_val": BASE["mmvu_val"]})
+    write_run(tmp_path / "b", {"mmvu_val": BETTER["mmvu_val"]})
+    comparison = compare([read_run(str(tmp_path / name)) for name in "ab"], resamples=200)
+    row, mean = cell(comparison, "Video-MME", "b"), cell(comparison, MEAN, "b")
+    assert np.isnan([row["low"], row["high"]]).all()
+    assert row["p"] == 1
+    assert mean["p"] > 0.05  # a benchmark on one video once made this 0.001
+    assert np.isnan(mean["low"]) == (questions == 3)
+    assert f"b against a differs on none of {questions} samples" in comparison.warnings[0] + comparison.warnings[-1]
+    shown = "\n".join(score_table(comparison)["Δ to first [95% CI]"])
+    assert "+0.0 [–]" in shown
+    assert "nan" not in shown + markdown(comparison) + latex(comparison)
+
+
+def test_figures_of_equal_runs_say_that_they_are_equal(tmp_path):
+    for name in "ab":
+        journalled(tmp_path / name)
+    figures = report_figures(compare([read_run(str(tmp_path / name)) for name in "ab"], resamples=200))
+    notes = {name: [text.get_text() for text in figure.axes[0].texts] for name, figure in figures.items()}
+    assert notes["differences"] == ["no sample's score differs: no interval"]
+    assert notes["efficiency"] == ["a, b: equal"]
+
+
+def test_peak_figure_has_no_offset_over_its_label(tmp_path):
+    """Heights that differ in the sixth digit: matplotlib would factor out an offset and draw it over the label."""
+    folder = write_run(tmp_path, {"videomme": [1.0] * 12})
+    traces = [trace(np.ones(9)) | {"ema": [0.02205 + i * 1e-6] * 9} for i in range(12)]
+    records = [record("videomme", i, trace=own) for i, own in enumerate(traces)]
+    write_journal(folder, records, model_args={"pretrained": "tiny"})
+    figure = report_figures(compare([read_run(str(folder))]))["peak"]
+    png(figure)
+    assert [axes.xaxis.get_offset_text().get_text() for axes in figure.axes] == ["", ""]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    low, high = figure.axes[0].get_xlim()
+    assert high - low >= 4
+
+
+def test_report_says_that_the_method_is_off(tmp_path):
+    folder = write_run(tmp_path, {"videomme": [1.0]}, model_args="pretrained=tiny,policy=off")
+    off = [record("videomme", 0, trace=trace(np.ones(9), steered=False))]
+    write_journal(folder, off, model_args={"pretrained": "tiny", "policy": "off"})
+    assert "the method is off (policy=off)" in markdown(compare([read_run(str(folder))]))
 
 
 def test_seeds_of_one_label(tmp_path):
@@ -149,7 +209,7 @@ def test_seeds_of_one_label(tmp_path):
     assert row["runs"] == 3
     assert row["score"] == pytest.approx(np.mean(means))
     assert row["seed_std"] == pytest.approx(np.std(means, ddof=1))
-    assert row["test"] == "clustered bootstrap"
+    assert row["test"] == "paired permutation"
     assert row["difference"] == pytest.approx(np.mean(means) - 100 * BASE["videomme"].mean())
     shown = score_table(comparison)
     assert f"{row['score']:.1f} ± {row['seed_std']:.1f}" in shown["Score ± SE"].tolist()
@@ -214,7 +274,7 @@ def test_page_stands_alone_and_escapes_what_others_wrote(tmp_path):
     runs = [read_run(f"<b>a={tmp_path / 'a'}"), read_run(f"b={tmp_path / 'b'}")]
     comparison = compare(runs, resamples=200)
     reader = Reader()
-    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()})
+    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()}, CAPTIONS)
     reader.feed(page)
     assert "script" not in reader.tags
     assert "&lt;b&gt;a" in page

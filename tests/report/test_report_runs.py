@@ -3,20 +3,21 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib import import_module
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from offline import MINIMUM_DOCS, run_lmms_eval
 from report_runs import STOCK, record, trace, write_journal, write_run
 
-from lmms_eval_vreason.journal.summary import steering_facts as facts_of_records
-from lmms_eval_vreason.journal.summary import steering_line, steering_warning
+from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA, benchmark_of, part_of
 from lmms_eval_vreason.report.compare import compare
-from lmms_eval_vreason.report.folders import parse_run
-from lmms_eval_vreason.report.journals import curve, read_journal, steering_facts
-from lmms_eval_vreason.report.reading import read_json_lines
+from lmms_eval_vreason.report.files import parse_run, read_json_lines
+from lmms_eval_vreason.report.journals import curve, journal_facts, read_journal
 from lmms_eval_vreason.report.runs import arguments, read_run
 from lmms_eval_vreason.report.scores import answer_of, score_of, unfinished, video_of
 
@@ -124,7 +125,7 @@ def test_duplicated_doc_ids_count_once_and_are_said(tmp_path):
     path.write_text(path.read_text() + json.dumps(again) + "\n")
     run = read_run(str(folder))
     assert dict(zip(run.samples["doc_id"], run.samples["score"], strict=True)) == {0: 1.0, 1: 0.0}
-    assert "1 doc_ids stand there more than once" in run.notices[0]
+    assert "1 doc_ids occur more than once" in run.notices[0]
 
 
 def test_several_runs_in_one_folder(tmp_path):
@@ -263,29 +264,73 @@ def mixed_records():
     ]
 
 
+def facts_of(records, policy="switch"):
+    return steering_facts(records, policy=policy, update_every=2)
+
+
 def test_steering_line_counts_what_the_journal_holds():
-    line = steering_line(mixed_records())
-    assert "3 of 5 samples steered, 30 updates, mean ΔH +0.0080 nats a due step (-0.0100 where α = −1, +0.0200" in line
-    # Ten updates of 0.001 each.
-    assert "values turned by 1.0% at a sample's end" in line
+    line = steering_line(facts_of(mixed_records()))
+    assert "3 of 5 samples steered, 30 updates, mean ΔH +0.0080 nats an update (-0.0100 where α = −1, +0.0200" in line
+    assert "relative shift ‖ΔV‖/‖V‖ at the last token 1.0%" in line  # ten updates of 0.001 each
     assert "25% without video tokens" in line
     assert "1 failed" in line
-    # 10 of 20 tokens are due at 0.12 s; the 9 other steps after the prefill take 0.1 s each, as do the unsteered.
-    assert "due steps cost" in line
-    assert steering_warning(mixed_records()) == ""
+    assert steering_warning(facts_of(mixed_records())) == ""
 
 
-def test_overhead_of_due_steps():
-    facts = facts_of_records([record("t", 0)])
-    assert facts["overhead"] == pytest.approx((1.2 / 0.1 - 10) / 19)
+def test_small_entropy_changes_keep_their_digits():
+    values = trace(np.linspace(1, 2, 20)) | {"raising": {"updates": 10, "entropy_change": -1.4e-5}}
+    assert "mean ΔH -1.4e-05 nats an update" in steering_line(facts_of([record("t", 0, trace=values)]))
+
+
+def test_last_line_says_that_the_method_is_off():
+    records = [record("t", i, trace=trace(np.ones(9), steered=False)) for i in range(3)]
+    facts = facts_of(records, policy="off")
+    assert steering_line(facts) == "V-Reason: the method is off (policy=off): the base model answered 3 samples"
+    assert steering_warning(facts) == ""
+
+
+def test_cost_of_due_steps():
+    """20 tokens: one of the prefill, ten due steps of 0.12 s, nine ordinary ones of 0.1 s."""
+    facts = facts_of([record("t", 0)])
+    assert facts.due_step_ratio == pytest.approx(1.2)
+    assert facts.overhead == pytest.approx((1.2 / 0.1 - 10) / 19)
+    assert "a due step takes 1.20 times an ordinary one, which adds 10.5% to the decoding time" in steering_line(facts)
+
+
+@given(st.integers(1, 7), st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=6))
+def test_cost_counts_due_steps_and_not_updates(every, samples):
+    """A step in which α moves nothing is due all the same; a batch without video has no due step."""
+    records, due, ordinary = [], 0, 0
+    for index, (tokens, steered) in enumerate(samples):
+        own = sum((token + 1) % every == 0 for token in range(1, tokens)) if steered else 0
+        due, ordinary = due + own, ordinary + tokens - 1 - own
+        seconds = {"ordinary": 0.1 * (tokens - 1 - own), "due": 0.15 * own}
+        moved = {"updates": min(1, own), "alpha": [0] * tokens, "entropy_change": [None] * tokens}
+        records.append(record("t", index, trace=trace(np.ones(tokens)) | moved, seconds=seconds,
+                              tokens={"output": tokens}))  # fmt: skip
+    facts = steering_facts(records, policy="switch", update_every=every)
+    if due and ordinary:
+        assert facts.due_step_ratio == pytest.approx(1.5)
+        assert facts.overhead == pytest.approx(0.5 * due / (due + ordinary))
+    else:
+        assert facts.due_step_ratio is facts.overhead is None
 
 
 def test_steering_facts_agree_between_records_and_table(tmp_path):
     table = read_journal([write_journal(tmp_path, mixed_records(), model_args={})], [])
-    own, expected = steering_facts(table), facts_of_records(mixed_records())
+    own = asdict(journal_facts(table, {"policy": "switch", "update_every": 2}))
+    expected = asdict(facts_of(mixed_records()))
     assert own.pop("notes") == expected.pop("notes")
     assert own == pytest.approx(expected)
     assert own["entropy_change_lowering"] is not None
+
+
+def test_facts_without_arrays_keep_their_counts(tmp_path):
+    records = [record("t", i) for i in range(40)]
+    table = read_journal([write_journal(tmp_path, records, model_args={})], [], traces=4)
+    facts = journal_facts(table, {"policy": "switch", "update_every": 2})
+    assert (facts.steered, facts.updates, facts.due_step_ratio) == (40, 400, pytest.approx(1.2))
+    assert facts.shift == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
@@ -298,17 +343,17 @@ def test_steering_facts_agree_between_records_and_table(tmp_path):
     ],
 )
 def test_nothing_steered_is_a_warning_with_the_reason(records, reason):
-    assert reason in steering_warning(records)
+    assert reason in steering_warning(facts_of(records))
 
 
 def test_no_records_no_warning():
-    assert steering_warning([]) == ""
+    assert steering_warning(facts_of([])) == ""
 
 
 def test_reports_import_no_torch_and_no_lmms_eval():
     code = (
         "import sys\n"
-        "from lmms_eval_vreason.report import compare, figures, flips, page, sample_figure, submit, tables\n"
+        "from lmms_eval_vreason.report import compare, figures, flips, sample_figure, submit, tables\n"
         "assert not {'torch', 'lmms_eval', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

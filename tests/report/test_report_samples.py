@@ -12,7 +12,7 @@ from report_runs import record, trace, write_journal, write_run
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
 from lmms_eval_vreason.report.runs import read_run
-from lmms_eval_vreason.report.sample_figure import find_sample, flow, sample_figure, thumbnails
+from lmms_eval_vreason.report.sample_figure import find_sample, find_verdict, flow, sample_figure, thumbnails
 from lmms_eval_vreason.report.submit import submission, write_submission
 
 
@@ -36,7 +36,7 @@ def test_flips_are_the_questions_on_which_one_is_right(tmp_path):
 
 def test_flips_show_both_chains_escaped(tmp_path):
     flips = find_flips(*pair(tmp_path, videomme=([0.0], [1.0])))
-    (text,) = as_text(flips)
+    text = as_text(flips)
     assert "a: wrong, answered C" in text
     assert "<think>hm</think>C" in text
     assert "<b>B</b> & more" in text
@@ -119,6 +119,22 @@ def test_sample_figure_says_that_frames_are_gone(journalled):
     figure = sample_figure(find_sample(f"{journalled}#videomme/0", []))
     assert "0.mp4 cannot be read: no such file" in figure.axes[0].texts[0].get_text()
     assert "not steered: policy is off" in figure.axes[-1].get_xlabel() + figure.axes[-2].get_xlabel()
+
+
+def test_plot_shows_gold_and_whether_the_answer_is_right(journalled):
+    """Document 1's gold is A; it is wrong in the samples file."""
+    assert find_verdict(str(journalled), {"task": "videomme", "doc_id": 1}, []) is None
+    write_run(journalled, {"videomme": [1.0, 0.0]})
+    places = (journalled, journalled / "vreason_journal", next((journalled / "vreason_journal").iterdir()))
+    for place in places:
+        sample = find_sample(str(place), [])
+        verdict = find_verdict(f"{place}#videomme/1", sample, [])
+        assert (verdict.gold, verdict.score) == ("A", 0.0)
+    assert "gold: A · wrong" in sample_figure(sample, verdict).texts[0].get_text()
+    write_run(journalled, {"videomme": [1.0, 1.0]}, date="20250109_000000", model_args="pretrained=tiny,seed=1")
+    notices = []
+    assert find_verdict(str(journalled), sample, notices) is None
+    assert "different model arguments" in notices[0]
 
 
 def test_plot_command(journalled, capsys):

@@ -14,7 +14,7 @@ from lmms_eval_vreason.journal.files import latest_samples, read_records
 from lmms_eval_vreason.media.frames import estimated_tokens, read_video
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
-from lmms_eval_vreason.run import run as run_module
+from lmms_eval_vreason.run import batches as batches_module
 from lmms_eval_vreason.run.batch_size import (
     BatchSize,
     HostMemory,
@@ -23,8 +23,9 @@ from lmms_eval_vreason.run.batch_size import (
     is_out_of_memory,
     release,
 )
-from lmms_eval_vreason.run.batching import Padding, grouped, prompt_lengths
+from lmms_eval_vreason.run.batches import Padding
 from lmms_eval_vreason.run.generation import Generator
+from lmms_eval_vreason.run.plan import grouped, prompt_lengths
 from lmms_eval_vreason.run.records import Waiting
 from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
@@ -236,7 +237,7 @@ def test_the_next_batch_s_videos_are_read_while_the_device_works(build, videos, 
     """By the order of events: the device is held until what the next batch needs has been read by somebody else."""
     docs = [{"video": path, "text": WORDS[:20]} for path in videos for _ in range(2 // batch_size)]
     done, asked, arrived = [], set(), threading.Condition()
-    generate, read = Generator.generate, run_module.read_media
+    generate, read = Generator.generate, batches_module.read_media
 
     def reading(media, options):
         frames = read(media, options)
@@ -251,7 +252,7 @@ def test_the_next_batch_s_videos_are_read_while_the_device_works(build, videos, 
             assert arrived.wait_for(lambda: len(done) >= min(len(videos), len(asked) + batch_size), timeout=20)
         return generate(self, samples, media, method)
 
-    monkeypatch.setattr(run_module, "read_media", reading)
+    monkeypatch.setattr(batches_module, "read_media", reading)
     monkeypatch.setattr(Generator, "generate", generating)
     answer(build(batch_size=batch_size, read_ahead=1, on_error="raise", journal="off"), docs)
     # One decoding of a video serves all its questions.

@@ -159,7 +159,7 @@ class Counted:
         for handle in handles:
             handle.remove()
         self.texts, self.counts = [r.text for r in results], [r.token_counts for r in results]
-        by_doc = {r["doc_id"]: r for r in latest_samples(read_records(model._journal.folder)).values()}
+        by_doc = {r["doc_id"]: r for r in latest_samples(read_records(model._journal.folder, traces=True)).values()}
         self.records = [by_doc[index] for index in range(len(docs))]
 
     def _count_vision(self, module, args, kwargs):

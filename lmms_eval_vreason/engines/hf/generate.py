@@ -16,6 +16,7 @@ from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.prefix import copy_cache
 from lmms_eval_vreason.engines.hf.support import check_call, check_model
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
+from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
 
@@ -41,6 +42,7 @@ def generate(
     streamer: BaseStreamer | None = None,
     tokenizer: Any = None,
     generators: Sequence[torch.Generator] | None = None,
+    positions: str = "trained",
     **kwargs: Any,
 ) -> Generation:
     """``model.generate`` under V-Reason, for a batch of any size (left-padded).
@@ -52,16 +54,22 @@ def generate(
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
+        positions: ``trained`` (default) places text after a video as Qwen trained it; ``transformers`` leaves positions
+            to transformers, to compare with plain ``model.generate`` token by token. ``position_ids`` that are passed
+            are used as they are.
 
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
-            layers cannot be steered, more ``layers`` than the model has.
+            layers cannot be steered, more ``layers`` than the model has, placeholders that disagree with the grids.
         TypeError: ``model`` is not a Qwen2.5-VL model.
     """
     kwargs = renamed_cache(kwargs)
     check_model(model, method.layers)
     check_call(model, generation_config, kwargs)
-    loop = DecodingLoop(method, streamer=streamer, generators=generators)
+    trained = check_choice(positions) == "trained" and kwargs.get("position_ids") is None
+    if trained:
+        kwargs["position_ids"] = _positions(model, kwargs)
+    loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained)
     if streamer is not None:
         kwargs["streamer"] = streamer
     generation_config = copy.deepcopy(generation_config)
@@ -86,6 +94,14 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def _positions(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+    """The prompts' trained positions, (4, batch, tokens)."""
+    padding = model.generation_config.pad_token_id
+    if inputs.get("attention_mask") is None and (inputs["input_ids"][:, 0] == padding).any():
+        raise ValueError("a prompt begins with padding, and nothing masks it: pass attention_mask")
+    return trained_positions(model.config, **inputs)
 
 
 def _longest(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> int:

@@ -24,6 +24,7 @@ from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs, noting_c
 from lmms_eval_vreason.engines.hf.support import check_cache
 from lmms_eval_vreason.engines.hf.upstream import CACHE, attention_name, next_model_kwargs, prefill
 from lmms_eval_vreason.engines.hf.upstream import pad_token as pad_token_of
+from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import POLICIES, entropy_of, log_probabilities
 from lmms_eval_vreason.method.pruning import prune_video_tokens
@@ -39,9 +40,12 @@ class DecodingLoop:
         *,
         streamer: BaseStreamer | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        trained_positions: bool = False,
     ) -> None:
+        """``trained_positions``: the prompts' ``position_ids`` are trained ones, and generated tokens go on so."""
         # transformers does not hand the streamer to a callable of one's own, so the object carries it.
         self.method, self.streamer, self.generators = method, streamer, generators
+        self._trained_positions = trained_positions
         self.steering: Steering | None = None
         self._compiled_forward: Callable[..., Any] | None = None
         self._compiled_due_step: Callable[..., DueStep] | None = None
@@ -133,6 +137,8 @@ class DecodingLoop:
         method, tail = self.method, TailInputs()
         with _noting_prefill(model, method, tail):
             outputs = prefill(model, input_ids, generation_config, model_kwargs)
+        if self._trained_positions:
+            model_kwargs["position_ids"] = ending_highest(model_kwargs["position_ids"])
         cache, attention_mask = outputs[CACHE], model_kwargs.get("attention_mask")
         check_cache(cache)
         video_mask = input_ids == model.config.video_token_id

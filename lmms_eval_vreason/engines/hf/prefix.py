@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
+from lmms_eval_vreason.families.positions import check_choice, trained_positions
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ class Prefix:
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
+def prefill(model: PreTrainedModel, inputs: dict[str, Tensor], positions: str = "trained") -> Prefix:
     """Runs a prompt's start, vision tower included. The model's ``rope_deltas`` stay as they were.
 
     Args:
         inputs: The processor's outputs for one unpadded prompt, (1, tokens), cut where text follows: after the end of
             an image or video.
+        positions: As in :func:`~lmms_eval_vreason.engines.hf.generate.generate`.
     """
     inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    position_ids, _ = model.model.get_rope_index(**inputs)
+    if check_choice(positions) == "trained":
+        position_ids = trained_positions(model.config, **inputs)[1:]
+    else:
+        position_ids, _ = model.model.get_rope_index(**inputs)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     model(**inputs, position_ids=position_ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]

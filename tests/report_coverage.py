@@ -1,6 +1,6 @@
 """Does the interval cover? Simulated pairs of runs with a known difference.
 
-Run as ``python -m lmms_eval_vreason.report.coverage``. Questions on one video share half of the variance of what makes
+Run as ``python tests/report_coverage.py``. Questions on one video share half of the variance of what makes
 two runs differ on them.
 """
 

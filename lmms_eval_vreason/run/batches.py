@@ -1,0 +1,107 @@
+"""Waiting samples → batches: the next videos are read ahead, and neighbours that go together are put together."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import tee
+from typing import Any
+
+from lmms_eval_vreason.media.frames import read_media
+from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.media.options import VideoOptions
+from lmms_eval_vreason.media.reader import read_ahead
+from lmms_eval_vreason.run.batch_size import BatchSize
+from lmms_eval_vreason.run.processes import Team
+from lmms_eval_vreason.run.records import Waiting
+
+# A batch costs its longest prompt times its size, so one very long prompt is not padded to by short ones.
+_MOST_TIMES_LONGER, _MOST_TOKENS_LONGER = 2, 512
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sample that this process answers.
+
+    Attributes:
+        media: Its images and videos, read.
+        read_seconds: Time it took to read them, charged to the first of the neighbours that share them.
+        error: Why its media could not be read.
+    """
+
+    waiting: Waiting
+    media: Sequence[Any] = ()
+    read_seconds: float = 0.0
+    error: BaseException | None = None
+
+
+def read(candidates: Iterable[Waiting], team: Team, options: VideoOptions, size: BatchSize) -> Iterator[Question]:
+    """The candidates that this process takes, in order, each with its media.
+
+    Raises:
+        PeerStopped: Another process has failed.
+    """
+
+    def timed_reading(media: tuple[Media, ...]) -> tuple[list[Any], float]:
+        started = time.perf_counter()
+        return read_media(media, options), time.perf_counter() - started
+
+    candidates, ahead = tee(candidates)
+    keys = (waiting.sample.media for waiting in ahead)
+    charged = None
+    readings = read_ahead(keys, timed_reading, options.read_ahead, lambda: size.now)
+    for waiting, (_, reading) in zip(candidates, readings, strict=True):
+        if not team.take(waiting):
+            continue
+        if (error := reading.exception()) is not None:
+            yield Question(waiting, error=error)
+            continue
+        media, seconds = reading.result()
+        yield Question(waiting, media, 0.0 if reading is charged else seconds)
+        charged = reading
+
+
+def batches(questions: Iterable[Question], size: BatchSize) -> Iterator[list[Question]]:
+    """Neighbours that go together, up to the size of the moment. A question that could not be read is by itself."""
+    batch: list[Question] = []
+    for question in questions:
+        if question.error is not None:
+            yield [question]
+            continue
+        if batch and not _go_together([*batch, question]):
+            yield batch
+            batch = []
+        batch.append(question)
+        if len(batch) >= size.now:
+            # At once: the next question does not come before its video is read.
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _go_together(batch: Sequence[Question]) -> bool:
+    lengths = [question.waiting.length for question in batch]
+    alike = max(lengths) <= _MOST_TIMES_LONGER * min(lengths) + _MOST_TOKENS_LONGER
+    return alike and batch[0].waiting.sample.settings == batch[-1].waiting.sample.settings
+
+
+class Padding:
+    """Counts how much of the batches' prompts is padding.
+
+    Attributes:
+        tokens: All of them, padding included.
+        padded: Those that are padding.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = self.padded = 0
+
+    def add(self, lengths: Sequence[int]) -> None:
+        """One batch with prompts of these ``lengths`` (tokens)."""
+        whole = max(lengths) * len(lengths)
+        self.tokens += whole
+        self.padded += whole - sum(lengths)
+
+    @property
+    def share(self) -> float:
+        return self.padded / self.tokens if self.tokens else 0.0

@@ -1,0 +1,103 @@
+"""Outcomes → records: each is written down as it comes, failures are counted, and requests get their records back."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+from lmms_eval_vreason.journal.writer import Journal
+from lmms_eval_vreason.run.answers import Outcome
+from lmms_eval_vreason.run.options import AnswerOptions
+from lmms_eval_vreason.run.processes import Team
+from lmms_eval_vreason.run.progress import Progress
+from lmms_eval_vreason.run.records import Entry, failure, for_peers, sample_record, unbuilt_record
+from lmms_eval_vreason.run.samples import UnbuiltSample
+
+_SHOWN_ERRORS = 10
+
+
+class TooManyErrors(RuntimeError):
+    """More samples have failed, over all processes, than ``max_error_rate`` allows."""
+
+
+class Ledger:
+    """The records of one run, on one process.
+
+    Attributes:
+        records: Index of a request of this process → its record (also where nothing is journaled). Of what another
+            process has answered, the prompt and the thinking are left out.
+        everybody: The records of all processes' requests, after :meth:`collect`.
+    """
+
+    def __init__(self, journal: Journal | None, team: Team, options: AnswerOptions) -> None:
+        self.records: dict[int, dict[str, Any]] = {}
+        self.everybody: list[dict[str, Any]] = []
+        self._journal, self._team, self._options = journal, team, options.run
+        self._return_thinking = options.thinking.return_thinking
+        self._for_others: list[tuple[int, int, dict[str, Any]]] = []
+
+    @property
+    def finished(self) -> int:
+        """How many samples this process has finished, with those that the journal held."""
+        return len(self.records) + len(self._for_others)
+
+    def resume(self, finished: Mapping[int, dict[str, Any]]) -> None:
+        """Takes the records that the journal holds, by their requests' indices."""
+        self.records |= finished
+
+    def add(self, outcome: Outcome, progress: Progress) -> None:
+        """Writes an outcome down; it is in the journal when this returns.
+
+        Raises:
+            Exception: The outcome's error, with ``on_error=raise``.
+            TooManyErrors: One failure too many, over all processes.
+        """
+        waiting = outcome.question.waiting
+        self._keep(waiting.owner, waiting.sample.index, sample_record(outcome, self._return_thinking), progress)
+        if outcome.error is not None:
+            self._count_failure(outcome.error, progress.total)
+
+    def add_unbuilt(self, sample: UnbuiltSample, settings: str, progress: Progress) -> None:
+        """Writes down that a request gave no sample; ``settings`` and errors as elsewhere."""
+        self._keep(self._team.rank, sample.index, unbuilt_record(sample, settings), progress)
+        self._count_failure(sample.error, progress.total)
+
+    def collect(self, progress: Progress) -> None:
+        """Hands every process the records of its own requests. Every process of the team has to call it."""
+        if self._team.size == 1:
+            self.everybody = list(self.records.values())
+            return
+        own = [for_peers(record) for record in self.records.values()]
+        shares = self._team.gather((own, self._for_others), meanwhile=progress.draw)
+        progress.draw()
+        answered = [entry for _, others in shares for entry in others]
+        self.records |= {index: record for owner, index, record in answered if owner == self._team.rank}
+        self.everybody = [*chain.from_iterable(own for own, _ in shares), *(record for _, _, record in answered)]
+
+    def failures(self) -> list[str]:
+        """Lines for the user on the samples that failed, over all processes; none if none did."""
+        lines = [failure(record) for record in self.everybody if record["error"] is not None]
+        if not lines:
+            return []
+        total = f"{len(lines)} of {len(self.everybody)} samples failed and count as unanswered"
+        return [*lines[:_SHOWN_ERRORS], total]
+
+    def _keep(self, owner: int, index: int, entry: Entry, progress: Progress) -> None:
+        if entry.record["error"] is not None and self._options.on_error == "raise":
+            return  # The error ends the run, and the next one tries the sample again.
+        if self._journal is not None:
+            self._journal.add(entry.record, entry.trace)
+        if owner == self._team.rank:
+            self.records[index] = entry.record
+        else:
+            self._for_others.append((owner, index, for_peers(entry.record)))
+        progress.add(entry.record["tokens"]["output"])
+
+    def _count_failure(self, error: BaseException, total: int) -> None:
+        if self._options.on_error == "raise":
+            raise error
+        failed, rate = self._team.count("failed"), self._options.max_error_rate
+        if failed > max(1, int(rate * total)):
+            raise TooManyErrors(
+                f"{failed} of {total} samples failed, over max_error_rate={rate:g} (last: {type(error).__name__}: "
+                f"{error}). Mend the cause and run the same command again: finished samples are in the journal"
+            ) from error
