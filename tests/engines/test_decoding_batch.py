@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from random_model import Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import Forced, batch, forced_tokens, placed, prompt, random_model, steer
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
@@ -153,7 +153,7 @@ def test_a_prompt_whose_start_is_cached(sdpa):
     inputs, settings = batch(SAMPLES[:1]), {"max_new_tokens": 10, "eos_token_id": None}
     expected, loop = steer(sdpa, VReason(learning_rate=0.1), **inputs, **settings)
     cache = DynamicCache(config=sdpa.config.get_text_config())
-    sdpa.generate(**inputs, max_new_tokens=1, **{CACHE: cache})
+    sdpa.generate(**placed(sdpa, inputs), max_new_tokens=1, **{CACHE: cache})
     cache.crop(-1)
     cached = {name: value for name, value in inputs.items() if "pixel" not in name}
     tokens, again = steer(sdpa, VReason(learning_rate=0.1), **cached, **{CACHE: cache}, **settings)

@@ -91,7 +91,7 @@ def test_removed_equals_masked(model, score, cache, ratio):
     references = masked_logits(model, inputs, dropped, tokens, positions)
     assert torch.equal(pruned.logits[0], plain.logits[0])
     for ours, reference, base in zip(pruned.logits[1:], references, plain.logits[1:], strict=True):
-        assert (ours - reference).abs().max() <= 1e-5
+        assert (ours - reference).abs().max() <= 2e-5
         assert (ours - base).abs().max() > 1e-3
 
 

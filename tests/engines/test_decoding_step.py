@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import VIDEO, Forced, batch, forced_tokens, placed, prompt, random_model, steer
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
@@ -58,7 +58,7 @@ def cache_after(model, inputs, tokens, method=None):
     settings = {"max_new_tokens": tokens.shape[1], "logits_processor": LogitsProcessorList([Forced(tokens)])}
     cache = DynamicCache(config=model.config.get_text_config())
     if method is None:
-        model.generate(**inputs, **settings, **{CACHE: cache})
+        model.generate(**placed(model, inputs), **settings, **{CACHE: cache})
         return cache.layers, None
     _, loop = steer(model, method, **inputs, **settings, **{CACHE: cache})
     return cache.layers, loop

@@ -98,6 +98,8 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 def _positions(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
     """The prompts' trained positions, (4, batch, tokens)."""
+    if inputs.get("input_ids") is None:
+        raise ValueError("trained positions are told from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id
     if inputs.get("attention_mask") is None and (inputs["input_ids"][:, 0] == padding).any():
         raise ValueError("a prompt begins with padding, and nothing masks it: pass attention_mask")
