@@ -3,7 +3,7 @@
 import pytest
 import torch
 from random_model import VIDEO, Forced, batch, forced_tokens, prompt, steer
-from transformers import DynamicCache, LogitsProcessorList, StaticCache
+from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.generate import frozen
@@ -126,13 +126,12 @@ def test_mask_length_and_controller_agree(sdpa, cache_type):
             assert (seen.flatten(1).sum(1) == inputs["attention_mask"].sum(1) - drop + step + 1).all()
     # The controller's V is what a plain prefill had at the tokens that stay, in their order.
     dropped = dropped_tokens(sdpa, inputs, "value_norm", 0.5)
-    config = sdpa.config.get_text_config()
-    plain = DynamicCache(config=config) if cache_type == "dynamic" else StaticCache(config, prompt_length + 6)
-    with frozen(sdpa):
-        sdpa.generate(**inputs, max_new_tokens=6, **{CACHE: plain})
+    plain = DynamicCache(config=sdpa.config.get_text_config())
+    sdpa.generate(**inputs, max_new_tokens=1, **{CACHE: plain})
     stays = (inputs["input_ids"] == VIDEO) & ~dropped
-    values = plain.layers[-1].values[:, :, :prompt_length]
-    assert torch.equal(controller.original, values.transpose(1, 2)[stays])
+    values = plain.layers[-1].values.transpose(1, 2)[stays]
+    # Attention over a static cache, which is longer, rounds otherwise in the layers before.
+    assert torch.allclose(controller.original, values, rtol=0, atol=0 if cache_type == "dynamic" else 1e-5)
     assert prompt_length > kept
 
 

@@ -66,8 +66,8 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
         suffixes: (tokens,) each, at least one token, text only.
 
     Returns:
-        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens) and the cache, which holds the prefixes'
-        columns.
+        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens) and the cache, which holds the
+        prefixes' columns.
     """
     if not all(len(suffix) for suffix in suffixes):
         raise ValueError("a prompt ends with its shared prefix: at least one token must follow it")
