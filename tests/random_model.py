@@ -6,7 +6,7 @@ from transformers import LogitsProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.generate import frozen
+from lmms_eval_vreason.engines.hf.generation import frozen
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 
 # Matrices this small are slower on two threads than on one.

@@ -38,16 +38,16 @@ class ByteModel:
         inputs, outputs = self.shape.layer_weights()
         head = self.shape.head_weights()
         rows = min(method.head_topk or self.shape.vocabulary, self.shape.vocabulary)
-        backward = method.layers * outputs + (method.layers - 1) * inputs + rows * self.shape.hidden_size
+        backward = outputs + rows * self.shape.hidden_size
         weights = backward * method.steps_per_update
         if method.refresh:
-            weights += method.layers * (inputs + outputs) + head
+            weights += inputs + outputs + head
         dropped = self.tokens - tokens
         values = self.batch * (self.video_tokens - dropped) * self.shape.kv_heads * self.shape.head_dim
         controller = values * (3 * self.itemsize + 4 * _CONTROLLER_PASSES)
         # Attention's backward pass reads keys and values and writes both gradients; the refresh reads them once more.
         caches = (2 + method.refresh) * self.layer_cache(tokens)
-        return weights * self.itemsize + method.layers * (controller + caches)
+        return weights * self.itemsize + (controller + caches)
 
     def ratio(self, method: VReason | None, *, full_forward: bool = False) -> float:
         """The time of one token over plain ``generate``'s, if time is bytes; ``full_forward``: the naive refresh."""

@@ -1,17 +1,14 @@
 """What the benchmark compares: plain ``generate``, the method in its settings, and the naive way."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
-from lmms_eval_vreason.engines.hf.generate import frozen
-from lmms_eval_vreason.engines.hf.loop import DecodingLoop
-from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs
+from lmms_eval_vreason.engines.hf.due_step import Steering
+from lmms_eval_vreason.engines.hf.generation import frozen, generate
+from lmms_eval_vreason.engines.hf.loop import Decoding, DecodingLoop
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method import VReason
 
@@ -34,33 +31,23 @@ class Variant:
         if self.method is None:
             return model.generate(**inputs)
         if not self.full_forward:
-            return self.method.generate(model, **inputs).sequences
+            return generate(model, self.method, **inputs).sequences
         with frozen(model):
             return model.generate(**inputs, custom_generate=_NaiveLoop(replace(self.method, refresh=False)))
 
 
-class _NaiveSteering(Steering):
-    """Steering as it would be written at first: the updated logits come from a second forward of the whole model."""
-
-    def forward(self, model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[ModelOutput, TailInputs]:
-        self._again: Callable[[], ModelOutput] = lambda: model(**inputs, return_dict=True)
-        self._cache = inputs[CACHE]
-        return super().forward(model, inputs)
-
-    @torch.no_grad()
-    def update(self, *args: Any):
-        update = super().update(*args)
-        self._cache.crop(-1)
-        return replace(update, logits=self._again().logits[:, -1])
+class _NaiveDecoding(Decoding):
+    def due(self, steering: Steering, inputs: dict[str, Any], unfinished: Tensor) -> Tensor:
+        super().due(steering, inputs, unfinished)
+        inputs[CACHE].crop(-1)
+        logits: Tensor = self.model(**inputs, return_dict=True).logits[:, -1]
+        return logits
 
 
 class _NaiveLoop(DecodingLoop):
-    def _prefill(self, *args: Any, **kwargs: Any):
-        prefilled = super()._prefill(*args, **kwargs)
-        naive = _NaiveSteering.__new__(_NaiveSteering)
-        vars(naive).update(vars(self.steering))
-        self.steering = naive
-        return prefilled
+    """The loop as it would be written at first: the updated logits come from a second forward of the whole model."""
+
+    decoding = _NaiveDecoding
 
 
 def variants(cache: str, compiled: bool) -> list[Variant]:

@@ -1,5 +1,6 @@
 """What happened at each generated token, kept on the device and moved to the host in blocks."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,9 +67,9 @@ class TraceRecorder:
         self._updates: list[tuple[Tensor | list[float], ...]] = []
         self._update_rows: list[np.ndarray] = []
         self._updated: list[int] = []
-        self.seconds_prefill = 0.0
-        self.seconds_ordinary = 0.0
-        self.seconds_due = 0.0
+        self._lengths, self._unfinished = [0] * batch, [True] * batch
+        self._seconds_prefill, self._seconds = 0.0, [0.0, 0.0]
+        self._since = time.perf_counter()
 
     def add(self, entropy: Tensor) -> None:
         """One token: its entropy (batch,), nats."""
@@ -101,22 +102,30 @@ class TraceRecorder:
         if len(self._updates) == _BLOCK:
             self._take_in_updates()
 
-    def add_seconds(self, seconds: float, due: bool) -> None:
-        """Wall time of one step."""
-        if due:
-            self.seconds_due += seconds
-        else:
-            self.seconds_ordinary += seconds
+    def prefilled(self, seconds: float) -> None:
+        """The prefill is over; steps are timed from here on."""
+        self._seconds_prefill, self._since = seconds, time.perf_counter()
 
-    def traces(self, lengths: list[int], video_tokens: list[int], notes: list[str], faults: list[str]) -> list[Trace]:
-        """One :class:`Trace` a sample, cut to its ``lengths`` generated tokens.
+    def chosen(self, unfinished: list[bool]) -> bool:
+        """A token was chosen for each sample, which leaves those ``unfinished``. Whether all have ended."""
+        self._lengths = [n + before for n, before in zip(self._lengths, self._unfinished, strict=True)]
+        self._unfinished, now = unfinished, time.perf_counter()
+        # The first token comes from the prefill.
+        if self.tokens > 1:
+            due = bool(self._updated) and self._updated[-1] == self.tokens - 1
+            self._seconds[due] += now - self._since
+        self._since = now
+        return not any(unfinished)
+
+    def traces(self, video_tokens: list[int], notes: list[str], faults: list[str]) -> list[Trace]:
+        """One :class:`Trace` a sample, cut to the tokens that it generated.
 
         ``notes`` say why no update was made, and count where none was; ``faults`` (mostly empty) count always.
         """
         columns = self._columns()
         return [
             self._trace({name: column[:n, i].copy() for name, column in columns.items()}, *about)
-            for i, (n, *about) in enumerate(zip(lengths, video_tokens, notes, faults, strict=True))
+            for i, (n, *about) in enumerate(zip(self._lengths, video_tokens, notes, faults, strict=True))
         ]
 
     def _columns(self) -> dict[str, np.ndarray]:
@@ -149,9 +158,9 @@ class TraceRecorder:
             updates=updates,
             peak_index=int(columns["ema"].argmax()) if len(columns["ema"]) else -1,
             video_tokens=video_tokens,
-            seconds_prefill=self.seconds_prefill,
-            seconds_ordinary=self.seconds_ordinary,
-            seconds_due=self.seconds_due,
+            seconds_prefill=self._seconds_prefill,
+            seconds_ordinary=self._seconds[False],
+            seconds_due=self._seconds[True],
             note=fault or ("" if updates else note),
         )
 

@@ -6,7 +6,7 @@ from random_model import VIDEO, Forced, batch, forced_tokens, prompt, steer
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.generate import frozen
+from lmms_eval_vreason.engines.hf.generation import frozen
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
 

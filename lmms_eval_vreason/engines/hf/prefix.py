@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 
@@ -95,14 +95,6 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
         "position_ids": position_ids,
         CACHE: _cache(model, prefixes, longest),
     }
-
-
-def copy_cache(source: Cache, target: Cache) -> Cache:
-    """Writes what ``source`` holds into ``target``, an empty cache of any kind (a static one for compiled steps)."""
-    for index, layer in enumerate(source.layers):
-        if layer.get_seq_length():
-            target.update(layer.keys, layer.values, index)
-    return target
 
 
 def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: int) -> DynamicCache:

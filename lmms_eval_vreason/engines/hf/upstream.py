@@ -4,11 +4,14 @@ Read in transformers 5.17.0, 5.20.2 and 5.24.0, and torch 2.11 to 2.14. What is 
 it here.
 """
 
+import copy
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
@@ -53,3 +56,21 @@ def attention_name(config: PreTrainedConfig) -> str:
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:
     """Tells torch.compile that this size differs from call to call. ``maybe_mark_dynamic``: torch 2.11 to 2.14."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def renamed_attention(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    """A copy of ``config`` under which an attention layer looks up ``name``, and nothing else changes.
+
+    ``_attn_implementation_internal``, which the property ``_attn_implementation`` reads: 5.17, 5.20, 5.24.
+    """
+    renamed = copy.copy(config)
+    renamed._attn_implementation_internal = name
+    return renamed
+
+
+def own_attention(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function that ``attention`` calls. Every modelling file has both names: 5.17, 5.20, 5.24."""
+    module = sys.modules[type(attention).__module__]
+    return module.ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, module.eager_attention_forward
+    )

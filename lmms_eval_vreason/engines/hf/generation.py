@@ -1,4 +1,4 @@
-"""``generate``: ``model.generate`` with the method's loop on transformers' ``custom_generate`` seam."""
+"""``generate``: ``model.generate`` with the method's loop in the place that ``custom_generate`` leaves for one."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from lmms_eval_vreason.engines.hf.compiled import static_cache
+from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
-from lmms_eval_vreason.engines.hf.prefix import copy_cache
-from lmms_eval_vreason.engines.hf.support import check_call, check_model
+from lmms_eval_vreason.engines.hf.support import check_call
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
 
@@ -46,7 +46,7 @@ def generate(
     """``model.generate`` under V-Reason, for a batch of any size (left-padded).
 
     Args:
-        model: A ``Qwen2_5_VLForConditionalGeneration``. It is left as it was, whatever happens.
+        model: A model of one of the families in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
         generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
         tokenizer: Needed with ``stop_strings``.
@@ -55,11 +55,12 @@ def generate(
 
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
-            layers cannot be steered, more ``layers`` than the model has.
-        TypeError: ``model`` is not a Qwen2.5-VL model.
+            layers cannot be steered.
+        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered.
+        RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
-    check_model(model, method.layers)
+    family_of(model)
     check_call(model, generation_config, kwargs)
     loop = DecodingLoop(method, streamer=streamer, generators=generators)
     if streamer is not None:
