@@ -47,7 +47,7 @@ class _NaiveDecoding(Decoding):
 class _NaiveLoop(DecodingLoop):
     """The loop as it would be written at first: the updated logits come from a second forward of the whole model."""
 
-    decoding = _NaiveDecoding
+    kind = _NaiveDecoding
 
 
 def variants(cache: str, compiled: bool) -> list[Variant]:

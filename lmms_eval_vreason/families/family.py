@@ -75,7 +75,7 @@ class Tail:
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family of ``model``. Raises TypeError for a model of none, or one whose last layer or head is another kind's."""
+    """The family of ``model``. Raises TypeError where there is none, or its last layer or head is of another kind."""
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise TypeError(

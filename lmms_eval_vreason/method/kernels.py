@@ -15,7 +15,7 @@ def scaled_rows(rows: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scaled_rows_gradient(gradient: Tensor, rows: Tensor, length: Tensor) -> Tensor:
-    """The gradient in ``rows`` from that in their scaled selves: (length / norm) (I - u uᵀ) gradient, u = row / norm."""
+    """The gradient in ``rows`` from that in the scaled ones: (length / norm) (I - u uᵀ) gradient, u = row / norm."""
     backward = torch.ops.aten._weight_norm_interface_backward.default
     norms = scaled_rows(rows, length)[1]
     in_rows: Tensor = backward(gradient, rows, length, norms, 0)[0]

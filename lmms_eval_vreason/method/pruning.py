@@ -21,8 +21,8 @@ def _random(layers: Sequence[States], video_mask: Tensor, seed: int) -> Tensor:
     return scores.to(video_mask.device)
 
 
-# The score of each cached token, (batch, tokens), from the layers' states, the video mask and a seed: the lowest go. The
-# paper says "norm"; which one is ours.
+# The score of each cached token, (batch, tokens), from the layers' states, the video mask and a seed: the lowest go.
+# The paper says "norm"; which one is ours.
 SCORES: dict[str, Callable[[Sequence[States], Tensor, int], Tensor]] = {
     "value_norm": lambda layers, video_mask, seed: _norm(layers[-1][1]),
     "key_norm": lambda layers, video_mask, seed: _norm(layers[-1][0]),

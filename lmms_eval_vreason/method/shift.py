@@ -105,7 +105,7 @@ class Shift:
     """
 
     def __init__(self, values: Tensor, video_mask: Tensor, method: VReason) -> None:
-        """Args: ``values`` (batch, kv_heads, tokens, head_dim), the cache; ``video_mask`` (batch, tokens), not empty."""
+        """Args: ``values`` (batch, kv_heads, tokens, head_dim), a cache; ``video_mask`` (batch, tokens), not empty."""
         columns = video_mask.any(dim=0).nonzero()
         start, stop = int(columns[0]), int(columns[-1]) + 1
         # The window's place as the size of a tensor without bytes: a compiled graph leaves sizes open, but not numbers.

@@ -63,6 +63,8 @@ def prune_video_tokens(
     length = int(kept.sum(dim=1).max())
     # A stable sort of the kept flags moves what goes to the left and keeps the order of what stays.
     index = kept.long().argsort(dim=1, stable=True)[:, -length:]
+    # Or all old layers would live on until the last one is replaced.
+    del states
     for layer in cache.layers:
         _gather(layer, index)
     present = kept.gather(1, index)

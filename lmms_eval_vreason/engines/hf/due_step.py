@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CompileConfig
 
-from lmms_eval_vreason.engines.hf.seam import Reached, Seam, linearised
+from lmms_eval_vreason.engines.hf.seam import Seam, linearised
 from lmms_eval_vreason.engines.hf.upstream import mark_dynamic
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities
@@ -50,6 +50,7 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
         inputs: As ``prepare_inputs_for_generation`` makes them for one token.
     """
     reached, logits, to_output = seam.forward(inputs)
+    output = reached.output
     log_p = log_probabilities(logits)
     h = entropy_of(log_p)
     ema, peak = moving_average(before.ema, before.peak, h, method.ema_decay)
@@ -59,33 +60,30 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
     if not torch.compiler.is_compiling() and not bool(active.any()):
         return step
     p = shift.window(reached.p, dim=3) * shift.video
+    # A is linear in the values: what of it they do not make up stays.
     still = reached.exact - p @ shift.window(reached.values).to(p.dtype)
     for number in range(method.steps_per_update):
         if number:
-            hidden, to_output = linearised(seam.hidden, _output(still, p, moved, reached))
+            hidden, to_output = linearised(seam.hidden, output)
             logits = seam.tail.logits(hidden).to(h.device)
             log_p = log_probabilities(logits)
-        weights = torch.where(active, alpha, 0.0)
-        gradient = to_output(_before_head(seam, method, logits, log_p, weights))
+        gradient = to_output(_before_head(seam, method, (logits, log_p), torch.where(active, alpha, 0.0)))
         gradient = shift.gradient(p, gradient[:, 0].unflatten(1, p.shape[1:3]).to(p.dtype))
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).to(h.device)
         sound = norm < torch.inf
         active = active & sound
         shift.step(gradient, active.to(p.device), sound.to(p.device))
         moved = shift.moved()
+        output = (still + p @ moved.to(p.dtype)).flatten(1, 2)[:, None].to(output.dtype)
         step = step._replace(healthy=step.healthy & sound, grad_norm=step.grad_norm if number else norm)
     shift.window(reached.values).copy_(moved)
     step = step._replace(active=active)
-    return _refreshed(seam, step, _output(still, p, moved, reached)) if method.refresh else step
+    return _refreshed(seam, step, output) if method.refresh else step
 
 
-def _output(still: Tensor, p: Tensor, moved: Tensor, reached: Reached) -> Tensor:
-    """A over the moved values: it is linear in them."""
-    return (still + p @ moved.to(p.dtype)).flatten(1, 2)[:, None].to(reached.output.dtype)
-
-
-def _before_head(seam: Seam, method: VReason, logits: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of Σ weights · objective in the final norm's output: the vocabulary's part is closed form."""
+def _before_head(seam: Seam, method: VReason, at: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+    """The gradient of Σ weights · objective in the final norm's output, ``at`` (logits, log p), in closed form."""
+    logits, log_p = at
     h, top = entropy_of(log_p), None
     if method.head_topk:
         log_p, top = log_p.topk(min(method.head_topk, log_p.shape[-1]), dim=-1, sorted=False)

@@ -46,7 +46,8 @@ def generate(
     """``model.generate`` under V-Reason, for a batch of any size (left-padded).
 
     Args:
-        model: A model of one of the families in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
+        model: A model of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever
+            happens.
         method: The method's hyperparameters.
         generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
         tokenizer: Needed with ``stop_strings``.

@@ -50,9 +50,9 @@ class Choice:
 
     def __call__(self, input_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """``input_ids`` (batch, tokens) with a token more, from ``logits`` (batch, vocabulary); ``unfinished``."""
-        unfinished = (
-            input_ids.new_ones(len(input_ids), dtype=torch.bool) if self.unfinished is None else self.unfinished
-        )
+        unfinished = self.unfinished
+        if unfinished is None:
+            unfinished = input_ids.new_ones(len(input_ids), dtype=torch.bool)
         # A copy in float32, as transformers makes it: processors may write into it.
         scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
         tokens = self._pick(self.processor(input_ids, scores))
@@ -92,7 +92,7 @@ class Decoding:
         self._coins = coins(config.max_length - prompt, method.seed) if method.policy == "random" else []
 
     def prefill(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        """Runs the prompt, prunes (Lite) and makes ready to steer. The logits (batch, vocabulary) of the first token."""
+        """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
         started = time.perf_counter()
         outputs = prefill(self.model, input_ids, self.config, model_kwargs)
         logits, self.cache = outputs.logits[:, -1], outputs[CACHE]
@@ -180,10 +180,10 @@ class DecodingLoop:
     """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
     Attributes:
-        steering: The due steps, from the prefill on; None where nothing is steered.
+        decoding: Its forwards and its cache, once it runs.
     """
 
-    decoding = Decoding
+    kind: type[Decoding] = Decoding
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class DecodingLoop:
     ) -> None:
         # transformers does not hand the streamer to a callable of one's own, so the object carries it.
         self.method, self.streamer, self.generators = method, streamer, generators
-        self.steering: Steering | None = None
+        self.decoding: Decoding | None = None
         self.traces: list[Trace] = []
 
     def __call__(
@@ -208,9 +208,8 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, len(input_ids))
-        decoding = self.decoding(self.method, model, generation_config, input_ids)
+        decoding = self.decoding = self.kind(self.method, model, generation_config, input_ids)
         logits = decoding.prefill(input_ids, model_kwargs)
-        self.steering = decoding.steering
         while True:
             input_ids, unfinished = choose(input_ids, logits)
             if self.streamer is not None:

@@ -1,10 +1,10 @@
 """The last layer's attention, seen through transformers' own seam, and the tail that follows it, as a function.
 
-Within :meth:`Seam.attached` the last decoder layer's attention finds this module's function under the name that a copy of
-its config gives it (transformers' ``AttentionInterface``); the model's config stays, and with it the masks. There q, K,
-V and the output A of the one query are at hand in every family alike. From A on nothing needs the cache. The layer can
-be called again with the same input, no cache and an attention that answers with a given A: residuals, norms and MLP are
-the layer's own.
+Within :meth:`Seam.attached` the last decoder layer's attention finds this module's function (transformers'
+``AttentionInterface``) under the name that a copy of its config gives it; the model's config stays, and with it the
+masks. There q, K, V and the output A of the one query are at hand in every family alike. From A on nothing needs the
+cache: the layer can be called again with the same input, no cache and an attention that answers with a given A.
+Residuals, norms and MLP are the layer's own.
 """
 
 from collections.abc import Callable, Iterator
