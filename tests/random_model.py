@@ -1,4 +1,4 @@
-"""Random Qwen2.5-VL and Qwen2-VL models in memory and inputs for them: the decoding core's tests need no tokenizer and no files."""
+"""Random models of each family in memory and inputs for them: the decoding core's tests need no files."""
 
 import torch
 from torch import Tensor, nn

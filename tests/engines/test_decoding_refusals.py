@@ -10,6 +10,7 @@ from transformers import (
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.engines.hf import seam
 from lmms_eval_vreason.engines.hf.cache import check_cache
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 
@@ -83,40 +84,38 @@ def test_heads_that_are_not_plain():
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
 def test_attention_that_is_more_than_p_times_v(name):
-    model = random_model()
+    model = random_model(attention="eager")
     attention = model.model.language_model.layers[-1].self_attn
-    attention.register_forward_pre_hook(lambda m, a, k: (a, {**k, name: 1.0}), with_kwargs=True)
+    attention.register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, name: 1.0}), with_kwargs=True)
     with pytest.raises(TypeError, match=f"cannot steer attention with {name}"):
         VReason().generate(model, **INPUTS, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("what", ["attention's output", "logits"])
-def test_a_tail_that_is_not_the_models_own_is_found_at_the_first_update(what):
-    """Something between cache and logits that the family does not know of."""
+def test_a_tail_that_is_not_the_models_own_is_found_at_the_first_update(monkeypatch, what):
+    """Something between the cache and the logits that the engine does not know of."""
     model = random_model()
     if what == "logits":
-        forward = model.forward
-        model.forward = lambda **kw: _scaled(forward(**kw))
+        model.model.language_model.register_forward_hook(
+            lambda module, args, output: setattr(output, "last_hidden_state", output.last_hidden_state * 1.01)
+        )
     else:
-        # Queries that attend more sharply than the layer says.
-        model.model.language_model.layers[-1].self_attn.q_proj.register_forward_hook(lambda m, a, out: out)
-        model.model.language_model.layers[-1].self_attn.scaling = Sharper(8**-0.5)
+        own = seam.own_attention
+
+        def scaled(attention):
+            function = own(attention)
+
+            def attend(*args, **kwargs):
+                output, weights = function(*args, **kwargs)
+                return output * 1.01, weights
+
+            return attend
+
+        monkeypatch.setattr(seam, "own_attention", scaled)
     with pytest.raises(RuntimeError, match=f"cannot steer this qwen2_5_vl model.* its {what} differ by [0-9.e-]+ from"):
         VReason().generate(model, **INPUTS, max_new_tokens=4)
-    plain = VReason(policy="off").generate(model, **INPUTS, max_new_tokens=4)
-    assert len(plain.traces[0].entropy) == 4
-
-
-class Sharper(float):
-    """A scale that says another number to whoever multiplies by it from the right."""
-
-    def __rmul__(self, other):
-        return other * (2 * float(self))
-
-
-def _scaled(outputs):
-    outputs.logits = outputs.logits * 1.01
-    return outputs
+    result = VReason(policy="off").generate(model, **INPUTS, max_new_tokens=4)
+    assert result.traces[0].note == "the policy is off"
 
 
 def test_sliding_layers_of_a_model():

@@ -157,18 +157,15 @@ def test_min_entropy_skips_the_update(model):
 
 def test_a_dead_gradient_does_not_move_the_values_on_momentum(model):
     """One update builds momentum; then the model becomes certain (H next to 0), and nothing moves any more."""
-    inputs, tokens = batch(SAMPLES), forced_tokens(2, 12)
-    steps = []
+    processor = Forced(forced_tokens(2, 12))
 
     def certain(module, args, logits):
-        steps.append(1)
-        # The prefill, the due forward, the check of its tail, the refresh.
-        return logits * 1000 if len(steps) > 4 else logits
+        return logits * 1000 if len(processor.logits) > 2 else logits
 
     hook = model.lm_head.register_forward_hook(certain)
     try:
-        settings = {"logits_processor": LogitsProcessorList([Forced(tokens)])}
-        _, loop = steer(model, VReason(), **inputs, max_new_tokens=12, **settings)
+        settings = {"logits_processor": LogitsProcessorList([processor])}
+        _, loop = steer(model, VReason(), **batch(SAMPLES), max_new_tokens=12, **settings)
     finally:
         hook.remove()
     for trace in loop.traces:

@@ -10,6 +10,7 @@ Residuals, norms and MLP are the layer's own.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from lmms_eval_vreason.families.family import Tail
 NAME = "vreason"
 # Arguments of an attention function under which A is not p V.
 _REFUSED = ("s_aux", "position_bias", "softcap")
+# The last attention layers of the models whose tail was found to be their own.
+_CHECKED: WeakSet[nn.Module] = WeakSet()
 Gradient = Callable[[Tensor], Tensor]
 
 
@@ -58,7 +61,11 @@ class Seam:
         self._reached: Reached | None = None
         self._hidden: Tensor | None = None
         self._call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        self.checked = False
+
+    @property
+    def checked(self) -> bool:
+        """Whether a due step of this model has run as far as the comparison with its own logits."""
+        return self.attention in _CHECKED
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -117,6 +124,7 @@ class Seam:
         reached, hidden = self._taken(), self._hidden
         if not self.checked:
             self._check(reached, logits)
+            _CHECKED.add(self.attention)
         self._hidden = None
         return reached, logits, lambda gradient: _gradient(hidden, reached.output, gradient[:, None])
 
@@ -157,7 +165,6 @@ class Seam:
                     f"V-Reason cannot steer this {self.model.config.model_type} model: computed from the cache, {what} "
                     f"differ by {difference:.3g} from the model's own. Set policy=off, and report the model"
                 )
-        self.checked = True
 
 
 def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
