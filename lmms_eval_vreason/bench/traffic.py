@@ -45,9 +45,9 @@ class ByteModel:
         dropped = self.tokens - tokens
         values = self.batch * (self.video_tokens - dropped) * self.shape.kv_heads * self.shape.head_dim
         controller = values * (3 * self.itemsize + 4 * _CONTROLLER_PASSES)
-        # Attention's backward pass reads keys and values and writes both gradients; the refresh reads them once more.
-        caches = (2 + method.refresh) * self.layer_cache(tokens)
-        return weights * self.itemsize + (controller + caches)
+        # The attention's probabilities are computed from the keys once more.
+        keys = self.layer_cache(tokens) / 2
+        return weights * self.itemsize + controller + keys
 
     def ratio(self, method: VReason | None, *, full_forward: bool = False) -> float:
         """The time of one token over plain ``generate``'s, if time is bytes; ``full_forward``: the naive refresh."""
