@@ -1,7 +1,7 @@
 """V-Reason for lmms-eval: video reasoning without training, steered by entropy while a Qwen2.5-VL decodes."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ _LAZY = {
 __all__ = ["Generation", "Trace", "VReason", "__version__", "generate"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 # What a model does to its head's output, by the setting of its text config that asks for it:
 # (logits, setting) → logits, and (those logits, setting) → its derivative.
@@ -28,7 +27,7 @@ class Family:
     model_type: str
     video_token: str = "video_token_id"
 
-    def video_mask(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    def video_mask(self, model: Any, input_ids: Tensor) -> Tensor:
         """(batch, tokens) bool, the video tokens of ``input_ids`` (batch, tokens)."""
         mask: Tensor = input_ids == getattr(model.config, self.video_token)
         return mask
@@ -40,11 +39,11 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (Family("
 class Tail:
     """A model's last decoder layer, and all that follows it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         """Raises TypeError for a model that cannot be steered: see :func:`family_of`."""
         self.family = family_of(model)
         config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
-        self.layer: nn.Module = decoder.layers[-1]
+        self.layer: Any = decoder.layers[-1]
         self.norm: nn.Module = decoder.norm
         self.head: nn.Linear = model.get_output_embeddings()
         settings = [(name, getattr(config, name, None)) for name in AFTER_HEAD]
@@ -74,7 +73,7 @@ class Tail:
         return nn.functional.embedding_bag(top.to(weight.device), weight, per_sample_weights=gradient, mode="sum")
 
 
-def family_of(model: PreTrainedModel) -> Family:
+def family_of(model: Any) -> Family:
     """The family of ``model``. Raises TypeError where there is none, or its last layer or head is of another kind."""
     family = FAMILIES.get(model.config.model_type)
     if family is None:

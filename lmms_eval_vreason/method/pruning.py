@@ -10,7 +10,8 @@ States = tuple[Tensor, Tensor]
 
 
 def _norm(states: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(states, dim=(1, 3), dtype=torch.promote_types(states.dtype, torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(states, dim=(1, 3), dtype=torch.promote_types(states.dtype, torch.float32))
+    return norms
 
 
 def _random(layers: Sequence[States], video_mask: Tensor, seed: int) -> Tensor:

@@ -170,4 +170,5 @@ class Shift:
 
 def _norms(x: Tensor) -> Tensor:
     """(batch,) L2 norms."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms

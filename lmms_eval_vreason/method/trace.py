@@ -1,7 +1,6 @@
 """What happened at each generated token, kept on the device and moved to the host in blocks."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +63,7 @@ class TraceRecorder:
         self.tokens = 0
         self._entropies: list[Tensor] = []
         self._rows: list[tuple[list[float], list[float], list[float]]] = []
-        self._updates: list[tuple[Tensor | list[float], ...]] = []
+        self._updates: list[tuple[Tensor, ...]] = []
         self._update_rows: list[np.ndarray] = []
         self._updated: list[int] = []
         self._lengths, self._unfinished = [0] * batch, [True] * batch
@@ -83,20 +82,11 @@ class TraceRecorder:
         self._take_in_tokens()
         return self._rows[-1][0]
 
-    def add_update(
-        self,
-        active: Tensor | list[bool],
-        alpha: Tensor | list[float],
-        refreshed: Tensor | None,
-        grad_norm: Tensor | list[float],
-        shift: Tensor,
-    ) -> None:
+    def add_update(self, active: Tensor, alpha: Tensor, refreshed: Tensor, grad_norm: Tensor, shift: Tensor) -> None:
         """The last token's update, all (batch,); what it says of samples that were not ``active`` does not count.
 
-        ``refreshed`` is the entropy after it, nats.
+        ``refreshed`` is the entropy after it, nats; nan where it is not known.
         """
-        if refreshed is None:
-            refreshed = [np.nan] * self.batch
         self._updates.append((active, alpha, refreshed, grad_norm, shift))
         self._updated.append(self.tokens - 1)
         if len(self._updates) == _BLOCK:
@@ -124,8 +114,10 @@ class TraceRecorder:
         """
         columns = self._columns()
         return [
-            self._trace({name: column[:n, i].copy() for name, column in columns.items()}, *about)
-            for i, (n, *about) in enumerate(zip(self._lengths, video_tokens, notes, faults, strict=True))
+            self._trace({name: column[:length, i].copy() for name, column in columns.items()}, tokens, note, fault)
+            for i, (length, tokens, note, fault) in enumerate(
+                zip(self._lengths, video_tokens, notes, faults, strict=True)
+            )
         ]
 
     def _columns(self) -> dict[str, np.ndarray]:
@@ -181,11 +173,5 @@ class TraceRecorder:
         if not self._updates:
             return
         columns = zip(*self._updates, strict=True)
-        self._update_rows.append(np.array([_on_host(column) for column in columns], "float32"))
+        self._update_rows.append(np.array([torch.stack(column).tolist() for column in columns], "float32"))
         self._updates.clear()
-
-
-def _on_host(column: Sequence[Tensor | list[float]]) -> list[list[float]]:
-    if all(isinstance(row, Tensor) for row in column):
-        return torch.stack(list(column)).tolist()
-    return [row.tolist() if isinstance(row, Tensor) else row for row in column]

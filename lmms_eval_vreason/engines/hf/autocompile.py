@@ -44,7 +44,8 @@ class AutoCompile:
     """
 
     def __init__(self, model: PreTrainedModel, method: VReason, device: torch.device) -> None:
-        self.model, self.batch = model, None
+        self.model = model
+        self.batch: int | None = None
         self._undecided = method.compile == "auto" and may_pay(model, device)
         self._full: int | None = None
 
@@ -104,7 +105,7 @@ class AutoCompile:
 
     def _run(self, method: VReason, inputs: Mapping[str, Any], tokens: int, cache: Any = None) -> Generation:
         caches = {} if cache is None else {CACHE: cache}
-        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        length: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens}
         return generate(self.model, method, **inputs, **caches, **length, do_sample=False)
 
 

@@ -1,9 +1,11 @@
 """Caches: which ones can be steered, static ones for compiled steps, and Lite's pruning of all layers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, StaticCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
@@ -34,7 +36,7 @@ def static_cache(model: PreTrainedModel, tokens: int) -> StaticCache:
 
 def copy_cache(source: Cache, target: Cache) -> Cache:
     """Writes what ``source`` holds into ``target``, an empty cache of any kind (a static one for compiled steps)."""
-    for index, layer in enumerate(source.layers):
+    for index, layer in enumerate(_layers(source)):
         if layer.get_seq_length():
             target.update(layer.keys, layer.values, index)
     return target
@@ -57,7 +59,7 @@ def prune_video_tokens(
         The new video mask and attention mask, (batch, kept); the latter is None where nothing is padded.
     """
     present = torch.ones_like(video_mask) if attention_mask is None else attention_mask.bool()
-    states = [(layer.keys, layer.values) for layer in cache.layers]
+    states = [(layer.keys, layer.values) for layer in _layers(cache)]
     scores = SCORES[method.prune_score](states, video_mask, method.seed).to(video_mask.device)
     kept = kept_tokens(scores[:, : video_mask.shape[1]], video_mask, present, method.prune_ratio)
     length = int(kept.sum(dim=1).max())
@@ -65,13 +67,24 @@ def prune_video_tokens(
     index = kept.long().argsort(dim=1, stable=True)[:, -length:]
     # Or all old layers would live on until the last one is replaced.
     del states
-    for layer in cache.layers:
+    for layer in _layers(cache):
         _gather(layer, index)
     present = kept.gather(1, index)
     return video_mask.gather(1, index) & present, None if bool(present.all()) else present.long()
 
 
-def _gather(layer: CacheLayerMixin, index: Tensor) -> None:
+def last_values(cache: Cache) -> Tensor:
+    """(batch, kv_heads, tokens, head_dim), the last layer's."""
+    values: Tensor = _layers(cache)[-1].values
+    return values
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """Dynamic or static layers, as :func:`check_cache` has found them: filled, with keys and values."""
+    return list(cache.layers)
+
+
+def _gather(layer: Any, index: Tensor) -> None:
     index = index.to(layer.values.device)[:, None, :, None]
     length = index.shape[2]
     for name in ("keys", "values"):

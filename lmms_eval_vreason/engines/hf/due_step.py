@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CompileConfig
 
-from lmms_eval_vreason.engines.hf.seam import Seam, linearised
+from lmms_eval_vreason.engines.hf.seam import Seam, by_kv_head, linearised
 from lmms_eval_vreason.engines.hf.upstream import mark_dynamic
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities
@@ -30,7 +30,7 @@ class Before(NamedTuple):
 class DueStep(NamedTuple):
     """What one due step gives; all (batch,), but ``logits`` (batch, vocabulary), to choose the token from.
 
-    ``refreshed`` is the entropy after the update, None without a refresh. ``grad_norm`` is that of the first step.
+    ``refreshed`` is the entropy after the update, nan without a refresh. ``grad_norm`` is that of the first step.
     """
 
     logits: Tensor
@@ -39,7 +39,7 @@ class DueStep(NamedTuple):
     active: Tensor
     healthy: Tensor
     grad_norm: Tensor
-    refreshed: Tensor | None
+    refreshed: Tensor
 
 
 def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], before: Before) -> DueStep:
@@ -56,7 +56,8 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
     ema, peak = moving_average(before.ema, before.peak, h, method.ema_decay)
     alpha = POLICIES[method.policy](ema, peak, before.coin)
     active = before.unfinished & before.healthy & (h >= method.min_entropy)
-    step = DueStep(logits, h, alpha, active, before.healthy, torch.full_like(h, torch.nan), None)
+    nothing = torch.full_like(h, torch.nan)
+    step = DueStep(logits, h, alpha, active, before.healthy, nothing, nothing)
     if not torch.compiler.is_compiling() and not bool(active.any()):
         return step
     p = shift.window(reached.p, dim=3) * shift.video
@@ -68,7 +69,7 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
             logits = seam.tail.logits(hidden).to(h.device)
             log_p = log_probabilities(logits)
         gradient = to_output(_before_head(seam, method, (logits, log_p), torch.where(active, alpha, 0.0)))
-        gradient = shift.gradient(p, gradient[:, 0].unflatten(1, p.shape[1:3]).to(p.dtype))
+        gradient = shift.gradient(p, by_kv_head(gradient, p).to(p.dtype))
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).to(h.device)
         sound = norm < torch.inf
         active = active & sound
@@ -128,7 +129,7 @@ class Steering:
             step = (compiled or due_step)(self.seam, self.shift, self.method, inputs, before)
         if compiled is not None:
             # Copies: a CUDA graph writes its results into the same memory again.
-            step = DueStep(step.logits, *(None if result is None else result.clone() for result in step[1:]))
+            step = DueStep(step.logits, *(result.clone() for result in step[1:]))
         self.healthy = step.healthy
         return step
 

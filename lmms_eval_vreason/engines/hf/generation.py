@@ -73,7 +73,8 @@ def generate(
         cache = static_cache(model, _longest(model, generation_config, kwargs))
         kwargs[CACHE] = cache if given is None else copy_cache(given, cache)
     with frozen(model):
-        sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
+        run: Any = model.generate
+        sequences = run(generation_config=generation_config, custom_generate=loop, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)
 
 
@@ -96,7 +97,8 @@ def _longest(model: PreTrainedModel, generation_config: GenerationConfig | None,
     new_tokens = kwargs.get("max_new_tokens", config.max_new_tokens)
     if new_tokens is None:
         raise ValueError("compile='on' needs to know how many tokens there will be: pass max_new_tokens")
-    return kwargs["input_ids"].shape[1] + new_tokens
+    prompt: Tensor = kwargs["input_ids"]
+    return prompt.shape[1] + int(new_tokens)
 
 
 def _add_stop_strings(generation_config: GenerationConfig | None, tokenizer: Any, kwargs: dict[str, Any]) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import StoppingCriteriaList as StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
 
-from lmms_eval_vreason.engines.hf.cache import check_cache, prune_video_tokens
+from lmms_eval_vreason.engines.hf.cache import check_cache, last_values, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
 from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, next_model_kwargs, pad_token, prefill
@@ -42,7 +41,8 @@ class Choice:
     ) -> None:
         if generators is not None and len(generators) != batch:
             raise ValueError(f"{len(generators)} generators for a batch of {batch}: pass one a sample")
-        self.processor, self.criteria, self.generators = processor, criteria, generators
+        self.processor: Any = processor
+        self.criteria, self.generators = criteria, generators
         self.do_sample = config.do_sample
         ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         self.pad_token = pad_token(config) if ends else None
@@ -79,13 +79,13 @@ class Decoding:
         steering: The due steps, from the prefill on; None where nothing is steered.
     """
 
-    def __init__(self, method: VReason, model: PreTrainedModel, config: GenerationConfig, input_ids: Tensor) -> None:
+    def __init__(self, method: VReason, model: Any, config: GenerationConfig, input_ids: Tensor) -> None:
         """Args: ``input_ids`` (batch, prompt)."""
         batch, prompt = input_ids.shape
         self.method, self.model, self.config = method, model, config
         self.recorder = TraceRecorder(batch, method.ema_decay)
         self.steering: Steering | None = None
-        self.cache: Cache | None = None
+        self.cache: Any = None
         self.video_tokens = [0] * batch
         self._forward: Callable[..., Any] = model
         self._kwargs: dict[str, Any] = {}
@@ -95,17 +95,20 @@ class Decoding:
         """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
         started = time.perf_counter()
         outputs = prefill(self.model, input_ids, self.config, model_kwargs)
-        logits, self.cache = outputs.logits[:, -1], outputs[CACHE]
-        check_cache(self.cache)
+        logits: Tensor = outputs["logits"][:, -1]
+        self.cache = cache = outputs[CACHE]
+        check_cache(cache)
         video_mask = family_of(self.model).video_mask(self.model, input_ids)
         attention_mask = model_kwargs.get("attention_mask")
         if self.method.prune_ratio > 0 and video_mask.any():
-            video_mask, attention_mask = prune_video_tokens(self.cache, video_mask, attention_mask, self.method)
+            video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
         self.video_tokens = video_mask.sum(dim=1).tolist()
         if self.method.steers and any(self.video_tokens):
-            shift = Shift(self.cache.layers[-1].values, video_mask, self.method)
+            shift = Shift(last_values(cache), video_mask, self.method)
             self.steering = Steering(Seam(self.model), shift, self.method, video_mask)
-        self._kwargs = self._compiled(input_ids, {**model_kwargs, "attention_mask": attention_mask})
+        self._kwargs = {**model_kwargs, "attention_mask": attention_mask}
+        if self._compiles():
+            self._compile(input_ids.new_ones(len(input_ids), int(cache.get_seq_length())))
         self.recorder.add(entropy(logits).to(input_ids.device))
         if logits.device.type == "cuda":
             # Once, so that the prefill's time is its own and not the first step's.
@@ -138,11 +141,14 @@ class Decoding:
         """One a sample."""
         return self.recorder.traces(self.video_tokens, self._notes(), self._faults())
 
-    def _compiled(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Compiles the steps if that is asked for. ``model_kwargs``, with the mask that compiled steps need."""
-        on = self.method.compile == "on"
-        if not (on or (self.method.compile == "auto" and compiles_by_itself(self.model, model_kwargs, self.config))):
-            return model_kwargs
+    def _compiles(self) -> bool:
+        """Whether this generation's steps are compiled: ``on``, or ``auto`` where transformers itself would."""
+        if self.method.compile == "auto":
+            return compiles_by_itself(self.model, self._kwargs, self.config)
+        return self.method.compile == "on"
+
+    def _compile(self, nothing_masked: Tensor) -> None:
+        """Args: ``nothing_masked`` (batch, tokens), the mask of a batch without padding."""
         settings = self.config.compile_config
         if settings is None:
             mode = "reduce-overhead" if self.model.device.type == "cuda" else "default"
@@ -150,11 +156,9 @@ class Decoding:
         self._forward = self.model.get_compiled_call(settings)
         if self.steering is not None:
             self.steering.compile(settings)
-        if model_kwargs["attention_mask"] is not None:
-            return model_kwargs
-        # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
-        cached = int(self.cache.get_seq_length())
-        return {**model_kwargs, "attention_mask": input_ids.new_ones(len(input_ids), cached)}
+        if self._kwargs["attention_mask"] is None:
+            # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
+            self._kwargs["attention_mask"] = nothing_masked
 
     def _notes(self) -> list[str]:
         method = self.method
@@ -180,6 +184,7 @@ class DecodingLoop:
     """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
     Attributes:
+        kind: What makes the forwards.
         decoding: Its forwards and its cache, once it runs.
     """
 
@@ -189,7 +194,7 @@ class DecodingLoop:
         self,
         method: VReason,
         *,
-        streamer: BaseStreamer | None = None,
+        streamer: Any = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> None:
         # transformers does not hand the streamer to a callable of one's own, so the object carries it.

@@ -32,7 +32,7 @@ class Prefix:
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
+def prefill(model: Any, inputs: dict[str, Tensor]) -> Prefix:
     """Runs a prompt's start, vision tower included. The model's ``rope_deltas`` stay as they were.
 
     Args:
@@ -41,7 +41,7 @@ def prefill(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
     """
     inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
     position_ids, _ = model.model.get_rope_index(**inputs)
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     model(**inputs, position_ids=position_ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
     return Prefix(inputs["input_ids"][0], position_ids[:, 0], keys, values)
@@ -51,7 +51,8 @@ def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
     """What a prefix of so many tokens takes."""
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens * model.dtype.itemsize
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
+    return int(numbers) * model.dtype.itemsize
 
 
 def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixes: Sequence[Tensor]) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
     attention_mask = torch.zeros((batch, width), dtype=torch.long, device=device)
     position_ids = torch.zeros((4, batch, width), dtype=torch.long, device=device)
     for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
-        following = 0
+        following: Tensor | int = 0
         if prefix is not None:
             place = slice(longest - prefix.tokens, longest)
             input_ids[row, place], attention_mask[row, place] = prefix.input_ids, 1
@@ -98,7 +99,7 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
 
 
 def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     for index, layer in enumerate(cache.layers if longest else ()):
         keys = _rows([None if prefix is None else prefix.keys[index] for prefix in prefixes], longest)
         values = _rows([None if prefix is None else prefix.values[index] for prefix in prefixes], longest)

@@ -43,7 +43,7 @@ class Reached(NamedTuple):
     values: Tensor
 
 
-def _attention(module: nn.Module, *states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _attention(module: Any, *states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     seam: Seam = module.vreason
     return seam.attend(module, *states, **kwargs)
 
@@ -54,12 +54,12 @@ class Seam:
     def __init__(self, model: PreTrainedModel) -> None:
         """Raises TypeError for a model that cannot be steered."""
         self.model, self.tail = model, Tail(model)
-        self.attention: nn.Module = self.tail.layer.self_attn
+        self.attention: Any = self.tail.layer.self_attn
         self.config = self.attention.config
         self._own = own_attention(self.attention)
         self._given: Tensor | None = None
         self._reached: Reached | None = None
-        self._hidden: Tensor | None = None
+        self._noted: list[Tensor] = []
         self._call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     @property
@@ -80,7 +80,7 @@ class Seam:
         try:
             yield
         finally:
-            attention.config, self._given, self._reached, self._hidden = self.config, None, None, None
+            attention.config, self._given, self._reached, self._noted = self.config, None, None, []
             self._call = ((), {})
             del attention.vreason
             for handle in handles:
@@ -100,7 +100,7 @@ class Seam:
             output = output.detach().requires_grad_()
         with torch.no_grad():
             p = probabilities(query, key, mask, kwargs["scaling"])
-            exact = output.detach()[:, 0].unflatten(1, p.shape[1:3])
+            exact = by_kv_head(output.detach(), p)
             # In half precision A would have lost what an update adds to it.
             exact = exact if exact.dtype == p.dtype else p @ value.to(p.dtype)
         self._reached = Reached(output, exact, p, value)
@@ -121,41 +121,43 @@ class Seam:
         # Weights are frozen: autograd records nothing but what follows A, which requires a gradient.
         with torch.enable_grad():
             logits = self.model(**inputs, return_dict=True).logits[:, -1].detach()
-        reached, hidden = self._taken(), self._hidden
+        reached, (hidden,) = self._taken(), self._noted
+        self._noted = []
         if not self.checked:
             self._check(reached, logits)
             _CHECKED.add(self.attention)
-        self._hidden = None
         return reached, logits, lambda gradient: _gradient(hidden, reached.output, gradient[:, None])
 
     def hidden(self, output: Tensor) -> Tensor:
         """(batch, hidden_size), the final norm's output, from A: the layer's own forward with A for its attention."""
         self._given, (args, kwargs) = output, self._call
-        hidden = self.tail.layer(*args, **kwargs)
+        outputs = self.tail.layer(*args, **kwargs)
         self._given = None
-        hidden = self.tail.norm(hidden[0] if isinstance(hidden, tuple) else hidden)
+        hidden: Tensor = self.tail.norm(outputs[0] if isinstance(outputs, tuple) else outputs)
         return hidden[:, -1]
 
     def _taken(self) -> Reached:
         reached, self._reached = self._reached, None
-        assert reached is not None, "the model's last layer was not called"
+        if reached is None:
+            raise RuntimeError("the model's last decoder layer was not called: report the model")
         return reached
 
     def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._given is None and self._reached is None:
+            args = tuple(None if isinstance(value, Cache) else value for value in args)
             self._call = args, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
 
     def _note_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if self._reached is not None:
-            self._hidden = output
+            self._noted = [output]
 
     def _check(self, reached: Reached, logits: Tensor) -> None:
         """Raises RuntimeError unless A is p V and the tail gives the model's own logits."""
-        own = reached.output.detach()[:, 0].unflatten(1, reached.p.shape[1:3]).to(reached.p.dtype)
+        own = by_kv_head(reached.output.detach(), reached.p).to(reached.p.dtype)
         by_p = reached.p @ reached.values.to(reached.p.dtype)
         again = self.tail.logits(self.hidden(reached.output.detach())).to(logits)
         # transformers' eager attention takes its softmax in float32 whatever the model's dtype.
-        tolerance = 100 * max(torch.finfo(dtype).eps for dtype in (self.model.dtype, torch.float32))
+        tolerance = max(100 * torch.finfo(torch.float32).eps, 8 * torch.finfo(self.model.dtype).eps)
         for what, ours, theirs in (("its attention's output", by_p, own), ("its logits", again, logits)):
             difference = (ours - theirs).abs().max().item()
             scale = theirs.abs().max().item()
@@ -176,7 +178,7 @@ def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
         mask: (batch, 1, 1, tokens), bool or additive; or flash attention's, (batch, tokens).
     """
     dtype = torch.promote_types(key.dtype, torch.float32)
-    grouped = query[:, :, -1].unflatten(1, (key.shape[1], -1))
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
     scores = (grouped.to(dtype) * scaling) @ key.to(dtype).transpose(2, 3)
     if mask is not None:
         mask = mask[:, None, None] if mask.dim() == 2 else mask
@@ -184,11 +186,16 @@ def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
     return scores.softmax(dim=-1)
 
 
+def by_kv_head(output: Tensor, p: Tensor) -> Tensor:
+    """One query's A, or a gradient at it, (batch, 1, heads, head_dim) → (batch, kv_heads, group, head_dim)."""
+    return output.reshape(*p.shape[:3], output.shape[-1])
+
+
 def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Gradient]:
     """function(x), and the gradient in x from that in function(x)."""
     if torch.compiler.is_compiling():
-        y, pull_back = torch.func.vjp(function, x)
-        return y, lambda gradient: pull_back(gradient)[0]
+        result, pull_back, *_ = torch.func.vjp(function, x)
+        return result, lambda gradient: pull_back(gradient)[0]
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         y = function(leaf)
