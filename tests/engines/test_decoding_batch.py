@@ -95,6 +95,13 @@ def hooks(model):
     )
 
 
+def assert_untouched(model):
+    """Every attention layer has the model's own config, and nothing of this package's."""
+    for layer in model.model.language_model.layers:
+        assert layer.self_attn.config is model.config.text_config
+        assert "vreason" not in vars(layer.self_attn)
+
+
 class Failing:
     """A logits processor that fails at its ``token``-th call."""
 
@@ -134,7 +141,7 @@ def test_an_exception_leaves_the_model_as_it_was(inside):
     assert [parameter.requires_grad for parameter in parameters] == flags
     assert torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in parameters)
-    assert all("update" not in vars(layer) for layer in cache.layers)
+    assert_untouched(model)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(model.generate(**batch(SAMPLES), max_new_tokens=8, eos_token_id=None), plain)
 
@@ -147,6 +154,7 @@ def test_a_run_leaves_the_model_as_it_was(sdpa):
     assert [parameter.requires_grad for parameter in sdpa.parameters()] == flags
     assert sdpa.generation_config.to_dict() == config
     assert hooks(sdpa) == before
+    assert_untouched(sdpa)
 
 
 def test_under_no_grad(sdpa):

@@ -105,7 +105,8 @@ def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: i
         values = _rows([None if prefix is None else prefix.values[index] for prefix in prefixes], longest)
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
-    return cache
+    filled: DynamicCache = cache
+    return filled
 
 
 def _rows(states: Sequence[Tensor | None], longest: int) -> Tensor:
