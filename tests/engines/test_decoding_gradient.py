@@ -139,16 +139,22 @@ def test_samples_of_a_batch_follow_their_own_alpha(dtype):
 @pytest.mark.parametrize("norm", ["head", "token", "none"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_further_steps_of_an_update_go_on_from_the_moved_values(rows, norm):
-    """Their gradient comes from the tail alone, over the values that the step before has moved: exact as well."""
+    """Their gradient comes from the tail alone, over the values that the step before has moved: exact as well.
+
+    So are the refreshed logits, against a forward over the moved values.
+    """
     model = with_double_norms(random_model(dtype=torch.float64))
     inputs, tokens = batch(SAMPLES[:rows], torch.float64), forced_tokens(rows, 2)
     deltas = [torch.zeros((), dtype=torch.float64)]
     for steps in (1, 2, 3):
         method = VReason(policy="minimize", optimizer="sgd", learning_rate=5.0, steps_per_update=steps, norm=norm)
-        processor = LogitsProcessorList([Forced(tokens)])
-        _, loop = steer(model, method, **inputs, max_new_tokens=2, logits_processor=processor)
+        processor = Forced(tokens)
+        settings = {"max_new_tokens": 2, "logits_processor": LogitsProcessorList([processor])}
+        _, loop = steer(model, method, **inputs, **settings)
         shift = loop.decoding.steering.shift
         deltas.append(packed(shift, shift.delta))
+        refreshed = full_forward(model, inputs, tokens[:, :1], deltas[-1], norm).detach()
+        assert (processor.logits[1] - refreshed).abs().max() <= 1e-6 * refreshed.abs().max()
     for before, after in pairwise(deltas):
         delta = before.expand_as(after).clone().requires_grad_()
         logits = full_forward(model, inputs, tokens[:, :1], delta, norm)

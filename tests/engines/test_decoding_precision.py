@@ -6,6 +6,7 @@ from random_model import Forced, batch, forced_tokens, packed, prompt, random_mo
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.engines.hf.seam import Seam
 from lmms_eval_vreason.method.shift import Shift, moved_values, rounded
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11)]
@@ -113,3 +114,23 @@ def test_seed_of_stochastic_rounding():
 
     assert torch.equal(values(1), values(1))
     assert not torch.equal(values(1), values(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_an_update_adds_to_the_attentions_output_is_not_rounded_away(monkeypatch, dtype, attention):
+    """A and its probabilities are float32, more exact than the model's own: an update moves them by less."""
+    forward, seen = Seam.forward, []
+
+    def noting(self, inputs):
+        result = forward(self, inputs)
+        reached = result[0]
+        seen.append((reached.exact, reached.p, reached.p.double() @ reached.values.double()))
+        return result
+
+    monkeypatch.setattr(Seam, "forward", noting)
+    VReason().generate(random_model(dtype=dtype, attention=attention), **batch(SAMPLES, dtype), max_new_tokens=2)
+    ((exact, p, reference),) = seen
+    assert exact.dtype == p.dtype == torch.float32
+    assert (exact - reference).abs().max() <= 1e-6 * reference.abs().max()
+    assert torch.allclose(p.sum(-1), torch.ones(()), atol=1e-6)
