@@ -148,7 +148,8 @@ class Seam:
             self._call = args, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
 
     def _note_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self._reached is not None:
+        # What a graph notes it has to compute, and this one would drop it.
+        if self._reached is not None and not torch.compiler.is_compiling():
             self._noted = [output]
 
     def _check(self, reached: Reached, logits: Tensor) -> None:
