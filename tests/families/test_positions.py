@@ -133,7 +133,7 @@ IMAGES = st.tuples(st.just("image"), st.tuples(st.just(1), SIDE, SIDE))
 VIDEOS = st.tuples(st.just("video"), st.tuples(st.integers(1, 4), SIDE, SIDE), SECONDS)
 # Any order, several of each; at the start, at the end, and one right after another.
 PROMPT = st.lists(st.one_of(TEXT, IMAGES, VIDEOS), min_size=1, max_size=6)
-METHODS = st.sampled_from([OFF, VReason(policy="off", prune_ratio=0.5), VReason(update_every=1, first_token=True)])
+METHODS = st.sampled_from([OFF, VReason(policy="off", prune_ratio=0.5), VReason(update_every=1)])
 SEARCH = settings(
     max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
