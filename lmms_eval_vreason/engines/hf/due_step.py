@@ -75,7 +75,8 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
         active = active & sound
         shift.step(gradient, active.to(p.device), sound.to(p.device))
         moved = shift.moved()
-        output = (still + p @ moved.to(p.dtype)).flatten(1, 2)[:, None].to(output.dtype)
+        if method.refresh or number + 1 < method.steps_per_update:
+            output = (still + p @ moved.to(p.dtype)).flatten(1, 2)[:, None].to(output.dtype)
         step = step._replace(healthy=step.healthy & sound, grad_norm=step.grad_norm if number else norm)
     shift.window(reached.values).copy_(moved)
     step = step._replace(active=active)
