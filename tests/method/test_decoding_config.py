@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from random_model import Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import Forced, batch, forced_tokens, placed, prompt, random_model, steer
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
@@ -111,7 +111,7 @@ def test_refresh_changes_the_token_that_caused_the_update(model):
         assert np.isnan(loop.traces[0].entropy_change[1]) != refresh
         logits[refresh] = processor.logits
     base = Forced(forced_tokens(2, 3))
-    model.generate(**batch(SAMPLES), max_new_tokens=3, logits_processor=LogitsProcessorList([base]))
+    model.generate(**placed(model, batch(SAMPLES)), max_new_tokens=3, logits_processor=LogitsProcessorList([base]))
     assert torch.equal(logits[False][1], base.logits[1])
     assert not torch.equal(logits[True][1], base.logits[1])
     assert not torch.equal(logits[False][2], base.logits[2])
