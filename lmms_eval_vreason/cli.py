@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 
 from lmms_eval_vreason import __version__
 
@@ -15,11 +16,12 @@ _ROOMS = (
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
 )
-# What a plain install may lack: the modules that each extra brings. `bench` is for the command of that name.
+# What a plain install may lack: the modules that each extra brings, and the commands that need the extra.
 EXTRAS = {
-    "report": frozenset(("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels")),
-    "bench": frozenset(("pandas", "tabulate", "tokenizers")),
+    "report": ("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels"),
+    "bench": ("pandas", "tabulate", "tokenizers"),
 }
+_EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "submit"), "report"), "bench": "bench"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,20 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
+        _check_extra(args.command)
         code: int = args.run(args)
         return code
     except BrokenPipeError:
         return 1
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        extra = "bench" if args.command == "bench" else "report"
-        if module not in EXTRAS[extra]:
-            raise
-        print(f"vreason: {module} is not installed: pip install 'lmms-eval-vreason[{extra}]'", file=sys.stderr)
-        return 2
     except (ValueError, OSError) as error:
         print(f"vreason: {error}", file=sys.stderr)
         return 2
+
+
+def _check_extra(command: str) -> None:
+    """Raises ValueError if a module that the command needs is not installed. Imports none, so it costs nothing."""
+    extra = _EXTRA_OF.get(command)
+    missing = [module for module in EXTRAS.get(extra or "", ()) if find_spec(module) is None]
+    if missing:
+        raise ValueError(f"{command} needs {', '.join(missing)}: pip install 'lmms-eval-vreason[{extra}]'")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ CASES = [
     Case("a closing answer tag alone", "<think>a</think>B</answer>", "a", "B"),
     # Several closing tags.
     Case("a closing tag alone", "a</think><answer>B</answer>", "a", "B", tagged=True),
+    Case("the same, quotes an answer", "<answer>A</answer>?</think><answer>B</answer>", "A?", "B", tagged=True),
     Case("two closing tags", "<think>a</think>b</think>B", "ab", "B"),
     Case("two thoughts", "<think>1</think>2<think>3</think>B", "123", "B"),
     Case("nested thinking", "<think>a<think>b</think>c</think><answer>B</answer>", "abc", "B", tagged=True),

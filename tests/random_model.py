@@ -1,12 +1,17 @@
-"""Random Qwen2.5-VL models in memory and inputs for them: the decoding core's tests need no tokenizer and no files."""
+"""Random models of each family in memory and inputs for them: the decoding core's tests need no files."""
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers import (
+    LogitsProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.generate import frozen
+from lmms_eval_vreason.engines.hf.generation import frozen
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.families.positions import trained_positions
 
@@ -18,9 +23,37 @@ VOCABULARY = 96
 PATCH = 3 * 2 * 14 * 14
 
 
-def random_model(*, layers: int = 3, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0):
+VISION = {
+    "qwen2_5_vl": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 48,
+        "fullatt_block_indexes": [1],
+        "window_size": 112,
+        "tokens_per_second": 2,
+    },
+    "qwen2_vl": {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2},
+}
+CLASSES = {
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+}
+FAMILIES = tuple(CLASSES)
+
+
+def random_model(
+    *,
+    layers: int = 3,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    family: str = "qwen2_5_vl",
+):
     """A model whose next-token entropies spread over about 0.5 to 4 nats, so that every policy has something to do."""
-    config = Qwen2_5_VLConfig(
+    config_class, model_class = CLASSES[family]
+    config = config_class(
         text_config={
             "vocab_size": VOCABULARY,
             "hidden_size": 48,
@@ -36,16 +69,7 @@ def random_model(*, layers: int = 3, dtype: torch.dtype = torch.float32, attenti
             "pad_token_id": PAD,
             "initializer_range": 0.25,
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 48,
-            "fullatt_block_indexes": [1],
-            "window_size": 112,
-            "tokens_per_second": 2,
-        },
+        vision_config=VISION[family],
         video_token_id=VIDEO,
         image_token_id=IMAGE,
         vision_start_token_id=VISION_START,
@@ -53,7 +77,7 @@ def random_model(*, layers: int = 3, dtype: torch.dtype = torch.float32, attenti
         attn_implementation=attention,
     )
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval()
+    model = model_class(config).to(dtype).eval()
     model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = PAD
     return model
@@ -83,7 +107,9 @@ def prompt(*, videos=((2, 4, 4),), images=(), text: int = 6, seed: int = 0) -> d
     }
 
 
-def batch(prompts: list[dict], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def batch(
+    prompts: list[dict], dtype: torch.dtype = torch.float32, family: str = "qwen2_5_vl"
+) -> dict[str, torch.Tensor]:
     """Keyword arguments of ``model.generate`` for the prompts, padded on the left."""
     length = max(len(p["ids"]) for p in prompts)
     pads = [length - len(p["ids"]) for p in prompts]
@@ -100,7 +126,7 @@ def batch(prompts: list[dict], dtype: torch.dtype = torch.float32) -> dict[str, 
         if grids:
             inputs[pixels] = torch.cat([p[pixels] for p in prompts]).to(dtype)
             inputs[grid] = torch.tensor(grids)
-    if "video_grid_thw" in inputs:
+    if "video_grid_thw" in inputs and family == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = torch.ones(len(inputs["video_grid_thw"]))
     return inputs
 
@@ -111,7 +137,7 @@ def placed(model, inputs: dict) -> dict:
 
 
 def steer(model, method: VReason, *, positions: str = "trained", **kwargs) -> tuple[Tensor, DecodingLoop]:
-    """``method.generate``, but for the loop, whose ``steering`` still holds the controllers and the cache."""
+    """``method.generate``, but for the loop, whose ``steering`` still holds ΔV."""
     trained = positions == "trained" and "position_ids" not in kwargs
     kwargs = placed(model, kwargs) if trained else kwargs
     loop = DecodingLoop(method, trained_positions=trained)
@@ -124,11 +150,23 @@ def with_double_norms(model):
     """transformers' RMSNorm rounds to float32; exact gradients in float64 need one that does not."""
     for module in list(model.model.language_model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Qwen2_5_VLRMSNorm):
+            if type(child).__name__.endswith("RMSNorm"):
                 norm = nn.RMSNorm(child.weight.numel(), eps=child.variance_epsilon, dtype=child.weight.dtype)
                 norm.weight = child.weight
                 setattr(module, name, norm)
     return model
+
+
+def at_video(shift, states: Tensor, row: int) -> Tensor:
+    """(tokens, kv_heads, head_dim) of one sample at its video tokens, from ``states`` in ΔV's shape or the cache's."""
+    if states.shape[2] != shift.delta.shape[2]:
+        states = shift.window(states)
+    return states[row].transpose(0, 1)[shift.video[row, 0, 0]]
+
+
+def packed(shift, states: Tensor) -> Tensor:
+    """:func:`at_video` of all samples, one after another."""
+    return torch.cat([at_video(shift, states, row) for row in range(len(states))])
 
 
 class Forced(LogitsProcessor):

@@ -28,7 +28,8 @@ from lmms_eval_vreason.adapter.loading import (
 )
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
-from lmms_eval_vreason.engines.hf.support import check_call, check_model
+from lmms_eval_vreason.engines.hf.support import check_call
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.journal.files import FOLDER, digest
 from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.journal.writer import Journal
@@ -60,7 +61,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             self._identity = run_identity(self.options, checkpoint, choose_dtype(options.model, self.device))
             self._journal = self._open_journal()
             self._model = load_model(checkpoint, options.model, self.device)
-            check_model(self._model, options.method.layers)
+            family_of(self._model)  # Refuses what cannot be steered.
             if options.model.device_map:
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
                 self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]

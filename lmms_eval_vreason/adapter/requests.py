@@ -140,7 +140,7 @@ def generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
         ValueError: One line on a value that is out of range.
     """
     try:
-        config: GenerationConfig = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+        config: GenerationConfig = GenerationConfig(**settings)
         config.validate()
     except (TypeError, ValueError) as error:
         raise ValueError(f"generation settings: {' '.join(str(error).split())}") from error

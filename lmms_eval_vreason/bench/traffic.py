@@ -43,16 +43,18 @@ class ByteModel:
     def update(self, method: VReason, tokens: float) -> float:
         """One update of the last layer's values: the tail's backward pass, the controller, the refresh."""
         inputs, outputs = self.shape.layer_weights()
-        head_rows = min(method.head_topk or self.shape.vocabulary, self.shape.vocabulary)
-        weights = (outputs + head_rows * self.shape.hidden_size) * method.steps_per_update
+        head = self.shape.head_weights()
+        rows = min(method.head_topk or self.shape.vocabulary, self.shape.vocabulary)
+        backward = outputs + rows * self.shape.hidden_size
+        weights = backward * method.steps_per_update
         if method.refresh:
-            weights += inputs + outputs + self.shape.head_weights()
+            weights += inputs + outputs + head
         dropped = self.tokens - tokens
         values = self.batch * (self.video_tokens - dropped) * self.shape.kv_heads * self.shape.head_dim
         controller = values * (3 * self.itemsize + 4 * _CONTROLLER_PASSES)
-        # Attention's backward pass reads keys and values and writes both gradients; the refresh reads them once more.
-        caches = (2 + method.refresh) * self.layer_cache(tokens)
-        return weights * self.itemsize + controller + caches
+        # The attention's probabilities are computed from the keys once more.
+        keys = self.layer_cache(tokens) / 2
+        return weights * self.itemsize + controller + keys
 
     def ratio(self, method: VReason | None, *, full_forward: bool = False) -> float:
         """The time of one token over plain ``generate``'s, if time is bytes; ``full_forward``: the naive refresh."""

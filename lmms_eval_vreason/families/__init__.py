@@ -1,1 +1,1 @@
-"""What differs between model families."""
+"""What a model family is made of: one line a family."""

@@ -1,10 +1,7 @@
 """The method as a frozen dataclass: every choice that the paper makes or leaves open, with its default and range."""
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lmms_eval_vreason.engines.hf.generate import Generation
+from typing import Any
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("switch", "minimize", "maximize", "random", "off"),
@@ -23,7 +20,6 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "steps_per_update": (1, float("inf"), True, False),
     "ema_decay": (0.0, 1.0, True, False),
     "min_entropy": (0.0, float("inf"), True, False),
-    "layers": (1, float("inf"), True, False),
     "head_topk": (0, float("inf"), True, False),
     "prune_ratio": (0.0, 1.0, True, False),
     "seed": (0, 2**63, True, False),
@@ -53,8 +49,6 @@ class VReason:
         rounding: How V_new is rounded to a bfloat16 cache. ``stochastic`` keeps, on average, steps that are smaller
             than the cache's spacing (0.03 at a value of 4, three times the learning rate); ``nearest`` loses them
             until they add up in ΔV, which is float32 either way. Other dtypes are rounded to nearest. Ours.
-        layers: How many of the last decoder layers' values are steered. Paper: 1.
-        first_token: Also update on the prefill's logits, before the first token. Ours: off.
         min_entropy: Nats; below it an update is skipped, because its gradient is dead and Adam would move ΔV on old
             momentum alone. Ours.
         head_topk: Take the gradient through the head from this many likeliest tokens only; 0 is exact. Ours.
@@ -62,7 +56,7 @@ class VReason:
         prune_score: Lite: the tokens with the lowest score go. ``value_norm`` and ``key_norm`` are L2 norms in the last
             layer, ``mean_value_norm`` the mean over layers, ``random`` a control. Ours (the paper says "norm").
         compile: Compiled decoding over a static cache: ``on``, ``off``, or ``auto``, where transformers compiles. In a
-            run of lmms-eval ``auto`` measures: see :mod:`lmms_eval_vreason.engines.hf.autocompile`. Ours.
+            run of lmms-eval ``auto`` measures what is faster. Ours.
         seed: Seed of the ``random`` policy, the ``random`` prune score and stochastic rounding.
 
     Raises:
@@ -79,8 +73,6 @@ class VReason:
     steps_per_update: int = 1
     norm: str = "head"
     rounding: str = "stochastic"
-    layers: int = 1
-    first_token: bool = False
     min_entropy: float = 1e-4
     head_topk: int = 0
     prune_ratio: float = 0.0
@@ -104,18 +96,16 @@ class VReason:
 
     def is_due(self, token: int) -> bool:
         """Whether the ``token``-th generated token (from 0; token 0 comes from the prefill) has an update."""
-        if token == 0:
-            return self.first_token
-        return (token + 1) % self.update_every == 0
+        return token > 0 and (token + 1) % self.update_every == 0
 
-    def generate(self, model, **kwargs: Any) -> "Generation":
-        """``model.generate(**kwargs)`` under this method; see :func:`lmms_eval_vreason.generate`."""
-        from lmms_eval_vreason.engines.hf.generate import generate
+    def generate(self, model: Any, **inputs: Any) -> Any:
+        """:func:`lmms_eval_vreason.generate` with this method: ``model.generate(**inputs)`` under V-Reason."""
+        from lmms_eval_vreason import generate
 
-        return generate(model, self, **kwargs)
+        return generate(model, self, **inputs)
 
 
-def _check(name: str, kind: type, value: Any) -> None:
+def _check(name: str, kind: Any, value: Any) -> None:
     if name in CHOICES:
         if value not in CHOICES[name]:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(CHOICES[name])}")

@@ -1,7 +1,6 @@
-"""Entropy of the next token, its moving average and peak, and the policies that turn them into α."""
+"""Entropy of the next-token distribution, and the gradients of the two objectives that move it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,24 +44,4 @@ def _gradient_kl_u_p(log_p: Tensor, h: Tensor) -> Tensor:
 OBJECTIVE_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_p_u": _gradient_kl_p_u,
     "kl_u_p": _gradient_kl_u_p,
-}
-
-
-def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    """H_ema ← β H_ema + (1-β) H, then peak ← max(peak, H_ema); all (batch,), nats. Both start at 0 (paper).
-
-    A non-finite entropy leaves both as they are.
-    """
-    h = h.to(ema.dtype)
-    # An entropy is not negative: one comparison tells nan and infinity.
-    ema = torch.where(h < torch.inf, torch.lerp(ema, h, 1.0 - decay), ema)
-    return ema, torch.maximum(peak, ema)
-
-
-# α from (ema, peak, coin), floats or tensors alike. With the loss α · KL(p‖U), -1 lowers and +1 raises the entropy.
-POLICIES: dict[str, Callable[[Any, Any, Any], Any]] = {
-    "switch": lambda ema, peak, coin: (ema >= peak) * 2.0 - 1.0,
-    "minimize": lambda ema, peak, coin: 0.0 * ema - 1.0,
-    "maximize": lambda ema, peak, coin: 0.0 * ema + 1.0,
-    "random": lambda ema, peak, coin: coin,
 }

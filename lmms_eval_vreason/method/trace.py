@@ -1,6 +1,6 @@
 """What happened at each generated token, kept on the device and moved to the host in blocks."""
 
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,12 @@ class TraceRecorder:
         self.tokens = 0
         self._entropies: list[Tensor] = []
         self._rows: list[tuple[list[float], list[float], list[float]]] = []
-        self._updates: list[tuple[Tensor | list[float], ...]] = []
+        self._updates: list[tuple[Tensor, ...]] = []
         self._update_rows: list[np.ndarray] = []
         self._updated: list[int] = []
-        self.seconds_prefill = 0.0
-        self.seconds_ordinary = 0.0
-        self.seconds_due = 0.0
+        self._lengths, self._unfinished = [0] * batch, [True] * batch
+        self._seconds_prefill, self._seconds = 0.0, [0.0, 0.0]
+        self._since = time.perf_counter()
 
     def add(self, entropy: Tensor) -> None:
         """One token: its entropy (batch,), nats."""
@@ -82,41 +82,42 @@ class TraceRecorder:
         self._take_in_tokens()
         return self._rows[-1][0]
 
-    def add_update(
-        self,
-        active: Tensor | list[bool],
-        alpha: Tensor | list[float],
-        refreshed: Tensor | None,
-        grad_norm: Tensor | list[float],
-        shift: Tensor,
-    ) -> None:
+    def add_update(self, active: Tensor, alpha: Tensor, refreshed: Tensor, grad_norm: Tensor, shift: Tensor) -> None:
         """The last token's update, all (batch,); what it says of samples that were not ``active`` does not count.
 
-        ``refreshed`` is the entropy after it, nats.
+        ``refreshed`` is the entropy after it, nats; nan where it is not known.
         """
-        if refreshed is None:
-            refreshed = [np.nan] * self.batch
         self._updates.append((active, alpha, refreshed, grad_norm, shift))
         self._updated.append(self.tokens - 1)
         if len(self._updates) == _BLOCK:
             self._take_in_updates()
 
-    def add_seconds(self, seconds: float, due: bool) -> None:
-        """Wall time of one step."""
-        if due:
-            self.seconds_due += seconds
-        else:
-            self.seconds_ordinary += seconds
+    def prefilled(self, seconds: float) -> None:
+        """The prefill is over; steps are timed from here on."""
+        self._seconds_prefill, self._since = seconds, time.perf_counter()
 
-    def traces(self, lengths: list[int], video_tokens: list[int], notes: list[str], faults: list[str]) -> list[Trace]:
-        """One :class:`Trace` a sample, cut to its ``lengths`` generated tokens.
+    def chosen(self, unfinished: list[bool]) -> bool:
+        """A token was chosen for each sample, which leaves those ``unfinished``. Whether all have ended."""
+        self._lengths = [n + before for n, before in zip(self._lengths, self._unfinished, strict=True)]
+        self._unfinished, now = unfinished, time.perf_counter()
+        # The first token comes from the prefill.
+        if self.tokens > 1:
+            due = bool(self._updated) and self._updated[-1] == self.tokens - 1
+            self._seconds[due] += now - self._since
+        self._since = now
+        return not any(unfinished)
+
+    def traces(self, video_tokens: list[int], notes: list[str], faults: list[str]) -> list[Trace]:
+        """One :class:`Trace` a sample, cut to the tokens that it generated.
 
         ``notes`` say why no update was made, and count where none was; ``faults`` (mostly empty) count always.
         """
         columns = self._columns()
         return [
-            self._trace({name: column[:n, i].copy() for name, column in columns.items()}, *about)
-            for i, (n, *about) in enumerate(zip(lengths, video_tokens, notes, faults, strict=True))
+            self._trace({name: column[:length, i].copy() for name, column in columns.items()}, tokens, note, fault)
+            for i, (length, tokens, note, fault) in enumerate(
+                zip(self._lengths, video_tokens, notes, faults, strict=True)
+            )
         ]
 
     def _columns(self) -> dict[str, np.ndarray]:
@@ -149,9 +150,9 @@ class TraceRecorder:
             updates=updates,
             peak_index=int(columns["ema"].argmax()) if len(columns["ema"]) else -1,
             video_tokens=video_tokens,
-            seconds_prefill=self.seconds_prefill,
-            seconds_ordinary=self.seconds_ordinary,
-            seconds_due=self.seconds_due,
+            seconds_prefill=self._seconds_prefill,
+            seconds_ordinary=self._seconds[False],
+            seconds_due=self._seconds[True],
             note=fault or ("" if updates else note),
         )
 
@@ -172,11 +173,5 @@ class TraceRecorder:
         if not self._updates:
             return
         columns = zip(*self._updates, strict=True)
-        self._update_rows.append(np.array([_on_host(column) for column in columns], "float32"))
+        self._update_rows.append(np.array([torch.stack(column).tolist() for column in columns], "float32"))
         self._updates.clear()
-
-
-def _on_host(column: Sequence[Tensor | list[float]]) -> list[list[float]]:
-    if all(isinstance(row, Tensor) for row in column):
-        return torch.stack(list(column)).tolist()
-    return [row.tolist() if isinstance(row, Tensor) else row for row in column]

@@ -113,10 +113,8 @@ def _stretches(text: str, opened: bool) -> list[tuple[bool, int, int]]:
     thinks, position = opened or (first is not None and first[1] == "/"), 0
     stretches = []
     for tag in REASONING_TAG.finditer(text):
-        closes = tag[1] == "/"
-        if closes or not thinks:  # An opener within the thinking is part of it.
-            stretches.append((thinks, position, tag.start()))
-            thinks, position = not closes, tag.end()
+        stretches.append((thinks, position, tag.start()))
+        thinks, position = tag[1] != "/", tag.end()
     return [*stretches, (thinks, position, len(text))]
 
 

@@ -182,7 +182,7 @@ class _Comparer:
         )
         interval = statistics.clustered_interval(scale * (second - first), clusters, self.resamples, seed)
         single = len(group.runs) == len(baseline.runs) == 1
-        test = statistics.paired_test(first, second, clusters, interval, single_runs=single, seed=seed)
+        test = statistics.paired_test(first, second, clusters, interval, single_runs=single)
         left_out = len(samples) + len(others) - 2 * len(common)
         self._warn_difference(f"{benchmark}: {group.name} against {baseline.name}", test, left_out)
         names = ("p", "p_clustered", "p_mcnemar", "test", "clusters", "changed", "gained", "lost")

@@ -181,7 +181,7 @@ def permutation_p(parts: Array, resamples: int = RESAMPLES, seed: int = 0) -> fl
 
 
 def paired_test(
-    first: Array, second: Array, clusters: Array, interval: Interval, *, single_runs: bool = True, seed: int = 0
+    first: Array, second: Array, clusters: Array, interval: Interval, *, single_runs: bool = True
 ) -> PairedTest:
     """Compares two runs sample by sample.
 
@@ -195,10 +195,9 @@ def paired_test(
         clusters: (samples,) integer codes from 0.
         interval: of the difference, from :func:`clustered_interval`; its resamples are the permutation test's as well.
         single_runs: whether each side is one run, so that its scores are answers and not means over seeds.
-        seed: of the permutation test.
     """
     changed, parts = int((first != second).sum()), np.bincount(clusters, second - first) / len(first)
-    p = permutation_p(parts, len(interval.means), seed)
+    p = permutation_p(parts, len(interval.means))
     if not (single_runs and is_binary(first) and is_binary(second)):
         return PairedTest(interval, p, PERMUTATION, p, float("nan"), parts, len(first), changed)
     gained, lost = int((second > first).sum()), int((second < first).sum())

@@ -83,7 +83,7 @@ class Generator:
         *,
         positions: str = "trained",
     ) -> None:
-        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generate.generate`."""
+        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generation.generate`."""
         self.model, self.processor, self.method, self.thinking, self.device = model, processor, method, thinking, device
         self.tokenizer, self.positions = processor.tokenizer, positions
         self.prefixes = SharedPrefixes(model, processor, device, positions)

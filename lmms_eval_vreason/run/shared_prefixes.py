@@ -57,7 +57,7 @@ class SharedPrefixes:
     """
 
     def __init__(self, model: PreTrainedModel, processor, device: torch.device, positions: str = "trained") -> None:
-        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generate.generate`."""
+        """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generation.generate`."""
         self.model, self.processor, self.device, self.positions = model, processor, device, positions
         self._vision_end = processor.tokenizer.convert_ids_to_tokens(model.config.vision_end_token_id)
         self._bound = 0.0

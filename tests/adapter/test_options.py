@@ -18,8 +18,6 @@ WRONG = [
     ("optimizer", "lion", "adam, sgd"),
     ("steps_per_update", 0, "[1, inf)"),
     ("norm", "batch", "head, token, none"),
-    ("layers", 0, "[1, inf)"),
-    ("first_token", 2, "neither on nor off"),
     ("min_entropy", -0.1, "[0, inf)"),
     ("head_topk", -1, "[0, inf)"),
     ("prune_ratio", 1.0, "[0, 1)"),

@@ -64,8 +64,6 @@ DECISIONS = {
     "steps_per_update": (2, True),
     "norm": ("token", True),
     "rounding": ("nearest", True),
-    "layers": (2, True),
-    "first_token": ("on", True),
     "min_entropy": (0.01, True),
     "head_topk": (64, True),
     "prune_ratio": (0.5, True),

@@ -3,7 +3,6 @@
 The graphs are made by the ``aot_eager`` backend, which makes nothing faster: that is left to the trial's measurement.
 """
 
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +13,10 @@ from offline import write_video
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from lmms_eval_vreason.engines.hf import Generation, compiled
+import lmms_eval_vreason
+from lmms_eval_vreason.engines.hf import Generation, cache, generation
 from lmms_eval_vreason.engines.hf import autocompile as compiling
+from lmms_eval_vreason.engines.hf.due_step import compiled_due_step
 from lmms_eval_vreason.run.generation import Generator
 
 WORDS = "what moves to the left in this video and what is its colour after it has turned once more"
@@ -27,11 +28,11 @@ STEP = 8
 def a_place_where_compiling_may_pay(monkeypatch):
     torch._dynamo.reset()
     counters.clear()
-    compiled._compiled_due_step.cache_clear()
+    compiled_due_step.cache_clear()
     monkeypatch.setattr(compiling, "may_pay", lambda model, device: True)
     monkeypatch.setattr(compiling, "MIN_STEPS", 1)
     # Small ones, so that the caches of short prompts have several lengths.
-    for module in (compiled, compiling):
+    for module in (cache, compiling):
         monkeypatch.setattr(module, "CACHE_STEP", STEP)
     yield
     torch._dynamo.reset()
@@ -71,13 +72,15 @@ def run(load, documents, monkeypatch):
 def methods(monkeypatch):
     """The ``compile`` and the prompt length of each generation."""
     seen = []
-    call = compiling.VReason.generate
+    call = generation.generate
 
-    def noting(self, model, **inputs):
-        seen.append((self.compile, inputs["input_ids"].shape[1], inputs["max_new_tokens"]))
-        return call(self, model, **inputs)
+    def noting(model, method, **inputs):
+        seen.append((method.compile, inputs["input_ids"].shape[1], inputs["max_new_tokens"]))
+        return call(model, method, **inputs)
 
-    monkeypatch.setattr(compiling.VReason, "generate", noting)
+    # The run's way is VReason.generate, which takes the package's.
+    for module in (compiling, lmms_eval_vreason):
+        monkeypatch.setattr(module, "generate", noting, raising=False)
     return seen
 
 
@@ -162,8 +165,7 @@ def test_a_failure_to_compile_does_not_stop_the_run(run, told, monkeypatch, at):
             patch.setattr(compiling, "static_cache", failing)
         else:
             told(compiled=0.1)
-            # There the run's own caches are made.
-            patch.setattr(import_module("lmms_eval_vreason.engines.hf.generate"), "static_cache", failing)
+            patch.setattr(generation, "static_cache", failing)  # There the run's own caches are made.
         results, auto = run()
     assert len(calls) == 1
     assert auto.batch is None

@@ -42,8 +42,6 @@ METHODS = st.fixed_dictionaries(
         "steps_per_update": st.integers(1, 2),
         "norm": st.sampled_from(["head", "token", "none"]),
         "rounding": st.sampled_from(["stochastic", "nearest"]),
-        "layers": st.integers(1, 2),
-        "first_token": st.booleans(),
         "min_entropy": st.sampled_from([0.0, 1e-4, 2.0]),
         "seed": st.integers(0, 5),
     }

@@ -4,12 +4,22 @@ from itertools import pairwise
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, prompt, random_model, steer, with_double_norms
+from random_model import (
+    FAMILIES,
+    VIDEO,
+    Forced,
+    batch,
+    forced_tokens,
+    packed,
+    prompt,
+    random_model,
+    steer,
+    with_double_norms,
+)
 from transformers import LogitsProcessorList
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.controller import ValueCacheController, moved_values, shift_gradient
+from lmms_eval_vreason.method.shift import Shift, kept_norm, moved_values, shift_gradient
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, videos=((1, 4, 4), (2, 2, 4)))]
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -73,7 +83,8 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
             max_new_tokens=max(2 * count, 1),
             logits_processor=LogitsProcessorList([Forced(tokens)]),
         )
-        deltas.append([controller.delta for controller in loop.steering.controllers])
+        shift = loop.decoding.steering.shift
+        deltas.append(packed(shift, shift.delta))
     return (*deltas, loop)
 
 
@@ -93,10 +104,11 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
     ],
     ids=str,
 )
-def test_gradient_equals_autograd(dtype, rows, updates, choices):
-    model = with_double_norms(random_model(dtype=dtype))
-    inputs, tokens = batch(SAMPLES[:rows], dtype), forced_tokens(rows, 4)
-    (before,), (after,), loop = update_of_step(
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_equals_autograd(dtype, rows, updates, choices, family):
+    model = with_double_norms(random_model(dtype=dtype, family=family))
+    inputs, tokens = batch(SAMPLES[:rows], dtype, family), forced_tokens(rows, 4)
+    before, after, loop = update_of_step(
         model, inputs, tokens, updates, **{"policy": "minimize", "ema_decay": 0.5, **choices}
     )
     alpha = torch.tensor([trace.alpha[2 * updates - 1] for trace in loop.traces], dtype=dtype)
@@ -114,7 +126,7 @@ def test_samples_of_a_batch_follow_their_own_alpha(dtype):
     model = with_double_norms(random_model(dtype=dtype, seed=3))
     inputs, tokens = batch(SAMPLES, dtype), forced_tokens(3, 6)
     for updates in (1, 2, 3):
-        (before,), (after,), loop = update_of_step(model, inputs, tokens, updates, policy="switch", ema_decay=0.3)
+        before, after, loop = update_of_step(model, inputs, tokens, updates, policy="switch", ema_decay=0.3)
         alpha = torch.tensor([trace.alpha[2 * updates - 1] for trace in loop.traces], dtype=dtype)
         delta = before.clone().requires_grad_()
         logits = full_forward(model, inputs, tokens[:, : 2 * updates - 1], delta, "head")
@@ -125,90 +137,28 @@ def test_samples_of_a_batch_follow_their_own_alpha(dtype):
     pytest.fail("every update had the same α in all samples: choose another seed")
 
 
-def steered_tail(model, inputs, tokens, deltas, norm):
-    """As :func:`full_forward` for the last ``len(deltas)`` layers, ΔV seen by the last token alone.
+@pytest.mark.parametrize("norm", ["head", "token", "none"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_further_steps_of_an_update_go_on_from_the_moved_values(rows, norm):
+    """Their gradient comes from the tail alone, over the values that the step before has moved: exact as well.
 
-    A decoding loop with a cache keeps the keys and values that earlier tokens left in the later layers; only the last
-    token meets moved values. Attention is written out, from the hidden states of a forward without a cache.
+    So are the refreshed logits, against a forward over the moved values.
     """
-    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1).bool()
-    types = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], dim=1)
-    text, seen = model.model.language_model, {}
-    layers = text.layers[-len(deltas) :]
-    hooks = [layer.register_forward_pre_hook(_noting(seen), with_kwargs=True) for layer in layers]
-    with torch.no_grad():
-        model(
-            **{**inputs, "input_ids": ids, "attention_mask": mask.long(), "mm_token_type_ids": types}, use_cache=False
-        )
-    for hook in hooks:
-        hook.remove()
-    last = seen[layers[0]][0][:, -1:]
-    for layer, delta in zip(layers, deltas, strict=True):
-        hidden, (cos, sin) = seen[layer]
-        last = _layer_for_last_token(layer, hidden, last, cos, sin, mask, ids == VIDEO, delta, norm)
-    return model.lm_head(text.norm(last))[:, -1]
-
-
-def _noting(seen):
-    def note(module, args, kwargs):
-        seen[module] = (args[0], kwargs["position_embeddings"])
-
-    return note
-
-
-def _layer_for_last_token(layer, hidden, last, cos, sin, mask, video, delta, norm):
-    attention = layer.self_attn
-    states = layer.input_layernorm(torch.cat([hidden[:, :-1], last], dim=1))
-    queries, keys, values = (
-        projection(states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    queries, keys = apply_rotary_pos_emb(queries, keys, cos, sin)
-    values = values.transpose(1, 2)
-    values = values.index_put(video.nonzero(as_tuple=True), reference_move(values[video], delta, norm)).transpose(1, 2)
-    groups = queries.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-    scores = queries[:, :, -1:] @ keys.transpose(2, 3) * attention.head_dim**-0.5
-    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)
-    out = last + attention.o_proj((weights @ values).transpose(1, 2).flatten(2))
-    return out + layer.mlp(layer.post_attention_layernorm(out))
-
-
-@pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("objective", ["kl_p_u", "kl_u_p"])
-def test_gradient_of_several_layers(dtype, rows, layers, objective):
-    model = with_double_norms(random_model(dtype=dtype))
-    inputs, tokens = batch(SAMPLES[:rows], dtype), forced_tokens(rows, 2)
-    _, after, loop = update_of_step(model, inputs, tokens, 1, policy="maximize", layers=layers, objective=objective)
-    deltas = [torch.zeros_like(delta).requires_grad_() for delta in after]
-    logits = steered_tail(model, inputs, tokens[:, :1], deltas, "head")
-    references = torch.autograd.grad(reference_loss(logits, torch.ones(rows, dtype=dtype), objective), deltas)
-    for ours, reference in zip(after, references, strict=True):
-        assert relative_error(-ours, reference) <= LIMITS[dtype]
-    norms = torch.stack([r.square().sum() for r in references]).sum().sqrt()
-    noted = torch.tensor([trace.grad_norm[1] for trace in loop.traces], dtype=dtype).square().sum().sqrt()
-    assert torch.isclose(noted, norms, rtol=1e-4)
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_first_token_and_further_steps_rerun_the_tail(rows):
-    """The prefill's update and the second of two steps take their gradient from a re-run of the tail: exact as well."""
     model = with_double_norms(random_model(dtype=torch.float64))
-    inputs = batch(SAMPLES[:rows], torch.float64)
-    no_tokens = inputs["input_ids"].new_zeros((rows, 0))
+    inputs, tokens = batch(SAMPLES[:rows], torch.float64), forced_tokens(rows, 2)
     deltas = [torch.zeros((), dtype=torch.float64)]
-    for steps in (1, 2):
-        method = VReason(
-            policy="minimize", optimizer="sgd", learning_rate=5.0, first_token=True, steps_per_update=steps
-        )
-        _, loop = steer(model, method, positions="transformers", **inputs, max_new_tokens=1)
-        deltas.append(loop.steering.controllers[0].delta)
+    for steps in (1, 2, 3):
+        method = VReason(policy="minimize", optimizer="sgd", learning_rate=5.0, steps_per_update=steps, norm=norm)
+        processor = Forced(tokens)
+        settings = {"max_new_tokens": 2, "logits_processor": LogitsProcessorList([processor])}
+        _, loop = steer(model, method, positions="transformers", **inputs, **settings)
+        shift = loop.decoding.steering.shift
+        deltas.append(packed(shift, shift.delta))
+        refreshed = full_forward(model, inputs, tokens[:, :1], deltas[-1], norm).detach()
+        assert (processor.logits[1] - refreshed).abs().max() <= 1e-6 * refreshed.abs().max()
     for before, after in pairwise(deltas):
         delta = before.expand_as(after).clone().requires_grad_()
-        logits = full_forward(model, inputs, no_tokens, delta, "head")
+        logits = full_forward(model, inputs, tokens[:, :1], delta, norm)
         loss = reference_loss(logits, -torch.ones(rows, dtype=torch.float64), "kl_p_u")
         (reference,) = torch.autograd.grad(loss, delta)
         assert relative_error((before - after) / 5.0, reference) <= 1e-10
@@ -222,13 +172,16 @@ def test_update_through_the_norm(norm):
     delta.requires_grad_()
     moved = reference_move(values, delta, norm)
     (reference,) = torch.autograd.grad((moved * weight).sum(), delta)
-    assert torch.allclose(moved_values(values, delta.detach(), norm)[0], moved.detach(), rtol=1e-12)
-    assert torch.allclose(shift_gradient(values, delta.detach(), weight, norm), reference, rtol=1e-10)
+    values, delta, weight = (x.detach().transpose(0, 1)[None] for x in (values, delta, weight))
+    length = kept_norm(values, norm)
+    ours, gradient = moved_values(values + delta, length), shift_gradient(values + delta, weight, length)
+    assert torch.allclose(ours[0].transpose(0, 1), moved.detach(), rtol=1e-12)
+    assert torch.allclose(gradient[0].transpose(0, 1), reference, rtol=1e-10)
 
 
 def test_values_of_zero_norm_stay_zero():
-    values = torch.zeros(1, 2, 4, 8)
-    controller = ValueCacheController(values, torch.ones(1, 4, dtype=torch.bool), optimizer="adam", learning_rate=0.1)
-    controller.step(controller.gradient(torch.ones(1, 2, 4, 8)), [True])
-    controller.write(values)
-    assert not values.any()
+    values, everywhere = torch.zeros(1, 2, 4, 8), torch.tensor([True])
+    shift = Shift(values, torch.ones(1, 4, dtype=torch.bool), VReason(learning_rate=0.1))
+    gradient = shift.gradient(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 8))
+    shift.step(gradient, everywhere, everywhere)
+    assert not shift.moved().any()

@@ -33,6 +33,11 @@ def model(request):
     return random_model(attention=request.param)
 
 
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def older(request):
+    return random_model(attention=request.param, family="qwen2_vl")
+
+
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("rows", [1, 3])
@@ -44,6 +49,14 @@ def test_tokens_equal_plain_generate(model, base, settings, rows):
     result = base.generate(model, **STOCK, **inputs, max_new_tokens=24, **settings)
     assert torch.equal(result.sequences, plain)
     assert plain.shape[1] > inputs["input_ids"].shape[1] + 8
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_qwen2_vl(older, base, cache):
+    inputs, settings = batch(SAMPLES, family="qwen2_vl"), {"max_new_tokens": 24, "cache_implementation": cache}
+    plain = older.generate(**inputs, **settings, repetition_penalty=1.05)
+    assert torch.equal(base.generate(older, **inputs, **settings, repetition_penalty=1.05).sequences, plain)
 
 
 def test_checkpoint_settings_apply(model):

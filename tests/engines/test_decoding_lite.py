@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, placed, prompt, steer
-from transformers import DynamicCache, LogitsProcessorList, StaticCache
+from random_model import VIDEO, Forced, batch, forced_tokens, packed, placed, prompt, steer
+from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.generate import frozen
+from lmms_eval_vreason.engines.hf.generation import frozen
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
 
@@ -91,12 +91,12 @@ def test_removed_equals_masked(model, score, cache, ratio):
     references = masked_logits(model, inputs, dropped, tokens, positions)
     assert torch.equal(pruned.logits[0], plain.logits[0])
     for ours, reference, base in zip(pruned.logits[1:], references, plain.logits[1:], strict=True):
-        assert (ours - reference).abs().max() <= 1e-5
+        assert (ours - reference).abs().max() <= 2e-5
         assert (ours - base).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("cache_type", ["dynamic", "static"])
-def test_mask_length_and_controller_agree(sdpa, cache_type):
+def test_mask_length_and_shift_agree(sdpa, cache_type):
     inputs, tokens = batch(SAMPLES), forced_tokens(3, 6)
     prompt_length = inputs["input_ids"].shape[1]
     masks = []
@@ -114,8 +114,8 @@ def test_mask_length_and_controller_agree(sdpa, cache_type):
     drop = video // 2
     assert [trace.video_tokens for trace in loop.traces] == (video - drop).tolist()
     kept = (inputs["attention_mask"].sum(1) - drop).max().item()
-    (controller,), layer = loop.steering.controllers, loop.steering.cache_layers[0]
-    assert controller.sizes == (video - drop).tolist()
+    shift, layer = loop.decoding.steering.shift, loop.decoding.cache.layers[-1]
+    assert shift.video.flatten(1).sum(1).tolist() == (video - drop).tolist()
     assert layer.get_seq_length() == kept + 5
     for step, (mask, length) in enumerate(masks[1:]):
         assert length == kept + step
@@ -125,15 +125,14 @@ def test_mask_length_and_controller_agree(sdpa, cache_type):
         else:
             seen = mask["full_attention"] if isinstance(mask, dict) else mask
             assert (seen.flatten(1).sum(1) == inputs["attention_mask"].sum(1) - drop + step + 1).all()
-    # The controller's V is what a plain prefill had at the tokens that stay, in their order.
+    # The V that is moved is what a plain prefill had at the tokens that stay, in their order.
     dropped = dropped_tokens(sdpa, inputs, "value_norm", 0.5)
-    config = sdpa.config.get_text_config()
-    plain = DynamicCache(config=config) if cache_type == "dynamic" else StaticCache(config, prompt_length + 6)
-    with frozen(sdpa):
-        sdpa.generate(**placed(sdpa, inputs), max_new_tokens=6, **{CACHE: plain})
+    plain = DynamicCache(config=sdpa.config.get_text_config())
+    sdpa.generate(**placed(sdpa, inputs), max_new_tokens=1, **{CACHE: plain})
     stays = (inputs["input_ids"] == VIDEO) & ~dropped
-    values = plain.layers[-1].values[:, :, :prompt_length]
-    assert torch.equal(controller.original, values.transpose(1, 2)[stays])
+    values = plain.layers[-1].values.transpose(1, 2)[stays]
+    # Attention over a static cache, which is longer, rounds otherwise in the layers before.
+    assert torch.allclose(packed(shift, shift.original), values, rtol=0, atol=0 if cache_type == "dynamic" else 1e-5)
     assert prompt_length > kept
 
 
@@ -175,8 +174,9 @@ def test_scores_table(sdpa):
     cache = DynamicCache(config=sdpa.config.get_text_config())
     sdpa.generate(**placed(sdpa, inputs), max_new_tokens=1, **{CACHE: cache})
     video = inputs["input_ids"] == VIDEO
+    states = [(layer.keys, layer.values) for layer in cache.layers]
     for name, reference in NORMS.items():
-        assert torch.allclose(SCORES[name](cache, video, 0), reference(cache), rtol=1e-5)
+        assert torch.allclose(SCORES[name](states, video, 0), reference(cache), rtol=1e-5)
     assert set(SCORES) == {*NORMS, "random"}
 
 
@@ -197,33 +197,3 @@ def test_nothing_to_drop_is_the_base_model(sdpa, samples):
     plain = sdpa.generate(**placed(sdpa, inputs), max_new_tokens=10)
     result = VReason(policy="off", prune_ratio=0.05).generate(sdpa, **inputs, max_new_tokens=10)
     assert torch.equal(result.sequences, plain)
-
-
-def test_pruned_prefill_update_uses_the_pruned_cache(sdpa):
-    """With ``first_token`` the first logits are taken again, over the cache that stays."""
-    inputs, settings = batch(SAMPLES), {"max_new_tokens": 1}
-    dropped = dropped_tokens(sdpa, inputs, "value_norm", 0.5)
-    result = VReason(prune_ratio=0.5, first_token=True).generate(sdpa, **inputs, **settings)
-    cache = DynamicCache(config=sdpa.config.get_text_config())
-    kept = inputs["attention_mask"].masked_fill(dropped, 0)
-    positions, _ = positions_of(sdpa, lambda: sdpa.generate(**placed(sdpa, inputs), **settings, **{CACHE: cache}))
-    # The last layer alone attends over what stays; the layers before it saw the whole prompt.
-    seen = {}
-
-    def note(module, args, kwargs):
-        seen.update(hidden=args[0], embeddings=kwargs["position_embeddings"])
-
-    layer = sdpa.model.language_model.layers[-1]
-    hook = layer.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        sdpa.generate(**placed(sdpa, inputs), **settings)
-    finally:
-        hook.remove()
-    with torch.no_grad():
-        causal = torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool).tril()
-        mask = causal & kept.bool()[:, None, None, :]
-        out = layer(seen["hidden"], attention_mask=mask, position_embeddings=seen["embeddings"])
-        logits = sdpa.lm_head(sdpa.model.language_model.norm(out[:, -1:]))[:, -1]
-    h = torch.distributions.Categorical(logits=logits).entropy()
-    assert torch.allclose(torch.tensor([trace.entropy[0] for trace in result.traces]), h, atol=1e-5)
-    assert positions[0].shape[-1] == inputs["input_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""Memory: no graph outlives its step, and between steps there is the controller's state and nothing more."""
+"""Memory: no graph outlives its step, and between steps there is ΔV's state and nothing more."""
 
 import gc
 import weakref
@@ -9,12 +9,12 @@ from random_model import VIDEO, batch, prompt, random_model, steer
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.steering import Steering
+from lmms_eval_vreason.engines.hf.seam import Seam
 
 SAMPLES = [prompt(seed=1, videos=((4, 8, 8),)), prompt(seed=2, videos=((2, 8, 8),), text=11)]
 METHODS = {
     "default": VReason(update_every=1),
-    "deep": VReason(update_every=1, layers=2, steps_per_update=2, first_token=True),
+    "steps": VReason(update_every=1, steps_per_update=2),
     "no refresh": VReason(update_every=1, refresh=False, head_topk=16),
 }
 
@@ -58,15 +58,15 @@ def test_no_graph_survives_the_step(model, monkeypatch, method, cache):
     def noting(function):
         def wrapped(*args, **kwargs):
             result = function(*args, **kwargs)
-            tail = result[1] if isinstance(result, tuple) else result
-            captured = [tail.logits, tail.hidden, *tail.leaves, *tail.args[:1]]
-            alive.extend(weakref.ref(thing) for thing in captured if thing is not None)
+            captured = [*result[0], result[1]] if isinstance(result, tuple) else [result]
+            # The values are the cache's own tensor.
+            alive.extend(weakref.ref(thing) for thing in captured[:3])
             return result
 
         return wrapped
 
-    for name in ("forward", "rerun"):
-        monkeypatch.setattr(Steering, name, noting(getattr(Steering, name)))
+    for name in ("forward", "hidden"):
+        monkeypatch.setattr(Seam, name, noting(getattr(Seam, name)))
 
     def look():
         histories = [t for t in tensors() if t.grad_fn is not None or (t.requires_grad and t.is_leaf)]
@@ -102,27 +102,28 @@ def bytes_between_steps(model, method, dtype):
         eos_token_id=None,
         logits_processor=LogitsProcessorList([processor]),
     )
-    return processor.seen[1:], loop.steering.state_bytes() if loop.steering else 0
+    return processor.seen[1:], loop.decoding.steering.shift.state_bytes() if method.steers else 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_bytes_kept_between_steps(dtype, optimizer, layers):
-    """Counted over all live tensors, against a run without steering: the controllers' state, by the formula.
+def test_bytes_kept_between_steps(dtype, optimizer):
+    """Counted over all live tensors, against a run without steering: ΔV's state, by the formula.
 
-    V in the cache's dtype, ΔV and Adam's two moments in float32, for each value of each video token; what indexes them
-    (three numbers a token, a few a sample) and ‖V‖ (one a token and KV head) are all that comes on top.
+    V in the cache's dtype, ΔV and Adam's two moments in float32, for each value of each column from the first video
+    token of any sample to the last; ‖V‖ (one a column and KV head), a flag and a number a column, and a few numbers a
+    sample are all that comes on top.
     """
     model = random_model(dtype=dtype)
-    method = VReason(optimizer=optimizer, layers=layers, update_every=1)
+    method = VReason(optimizer=optimizer, update_every=1)
     base, _ = bytes_between_steps(model, VReason(policy="off"), dtype)
     ours, state = bytes_between_steps(model, method, dtype)
     growth = [mine - theirs for mine, theirs in zip(ours, base, strict=True)]
-    tokens = sum(p["ids"].count(VIDEO) for p in SAMPLES)
-    values = tokens * 2 * 8 * layers
+    video = (batch(SAMPLES)["input_ids"] == VIDEO).any(0).nonzero()
+    columns = len(SAMPLES) * int(video.max() - video.min() + 1)
+    values = columns * 2 * 8
     formula = values * (dtype.itemsize + 4 * (3 if optimizer == "adam" else 1))
-    index = layers * (tokens * (8 + 8 + 4 + 2 * 4) + 256)
+    index = columns * (1 + 4 + 2 * 4) + 256
     assert formula < state <= formula + index
     # What the trace notes of an update: seven numbers a sample.
     trace = 5 * 7 * 4 * len(SAMPLES)
@@ -135,5 +136,5 @@ def test_nothing_is_left_when_the_result_is_gone(model):
     VReason().generate(model, **batch(SAMPLES), max_new_tokens=4)
     before = storage_bytes(tensors())
     for _ in range(3):
-        VReason(layers=2, prune_ratio=0.5, first_token=True).generate(model, **batch(SAMPLES), max_new_tokens=4)
+        VReason(prune_ratio=0.5).generate(model, **batch(SAMPLES), max_new_tokens=4)
     assert storage_bytes(tensors()) <= before + 64

@@ -2,28 +2,28 @@
 
 import pytest
 import torch
-from random_model import Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import Forced, batch, forced_tokens, packed, prompt, random_model, steer
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.controller import ValueCacheController, moved_values, rounded
+from lmms_eval_vreason.engines.hf.seam import Seam
+from lmms_eval_vreason.method.shift import Shift, moved_values, rounded
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11)]
+BOTH = torch.tensor([True, True])
 
 
 def one_step(scale, rounding, dtype=torch.bfloat16, steps=1):
     """The share of V_new - V that arrives in a cache of values of this scale, after ``steps`` steps of Adam."""
     generator = torch.Generator().manual_seed(0)
     values = (scale * torch.randn(2, 2, 300, 16, generator=generator)).to(dtype)
-    mask = torch.ones(2, 300, dtype=torch.bool)
-    controller = ValueCacheController(values, mask, optimizer="adam", learning_rate=0.01, rounding=rounding)
-    gradient = torch.randn(600, 2, 16, generator=generator)
+    shift = Shift(values, torch.ones(2, 300, dtype=torch.bool), VReason(rounding=rounding))
+    gradient = torch.randn(2, 2, 300, 16, generator=generator)
     for _ in range(steps):
-        controller.step(gradient.clone(), [True, True])
-    controller.write(values)
-    was = controller.original.double()
-    wanted = moved_values(controller.original, controller.delta, "head")[0].double() - was
-    got = controller.take(values).double() - was
+        shift.step(gradient, BOTH, BOTH)
+    was = shift.original.double()
+    wanted = moved_values(shift.original + shift.delta, shift.length).double() - was
+    got = shift.moved().double() - was
     return ((got * wanted).sum() / wanted.square().sum()).item(), (got != 0).double().mean().item()
 
 
@@ -52,29 +52,30 @@ def test_rounding_is_between_the_neighbours_and_unbiased():
 
 def test_values_without_a_step_are_written_to_the_bit():
     values = torch.randn(2, 2, 50, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    before, mask = values.clone(), torch.ones(2, 50, dtype=torch.bool)
-    controller = ValueCacheController(values, mask, optimizer="adam", learning_rate=0.01, rounding="stochastic")
-    controller.step(torch.ones(100, 2, 16), [True, False])
-    controller.write(values)
-    assert torch.equal(values[1], before[1])
-    assert not torch.equal(values[0], before[0])
+    shift = Shift(values, torch.ones(2, 50, dtype=torch.bool), VReason())
+    shift.step(torch.ones(2, 2, 50, 16), torch.tensor([True, False]), BOTH)
+    moved = shift.moved()
+    assert torch.equal(moved[1], values[1])
+    assert not torch.equal(moved[0], values[0])
 
 
 def test_noise_does_not_depend_on_the_batch_or_its_padding():
     generator = torch.Generator().manual_seed(0)
     sample = (5 * torch.randn(1, 2, 40, 16, generator=generator)).bfloat16()
-    gradient = torch.randn(40, 2, 16, generator=generator)
+    gradient = torch.randn(1, 2, 40, 16, generator=generator)
     written = []
     for pad, other in ((0, 0), (9, 1)):
-        values = torch.nn.functional.pad(sample, (0, 0, pad, 0)).repeat(1 + other, 1, 1, 1)
-        mask = torch.nn.functional.pad(torch.ones(1, 40, dtype=torch.bool), (pad, 0)).repeat(1 + other, 1)
-        controller = ValueCacheController(
-            values, mask, optimizer="adam", learning_rate=0.01, rounding="stochastic", seed=3
+        values, moves = (
+            torch.nn.functional.pad(x, (0, 0, pad, 0)).repeat(1 + other, 1, 1, 1) for x in (sample, gradient)
         )
+        mask = torch.ones(1 + other, pad + 40, dtype=torch.bool)
+        # The other sample's video begins earlier.
+        mask[-1, :pad] = False
+        shift = Shift(values, mask, VReason(seed=3))
         for _ in range(3):
-            controller.step(gradient.repeat(1 + other, 1, 1), torch.ones(1 + other, dtype=torch.bool))
-            controller.write(values)
-        written.append(values[-1, :, pad:])
+            shift.step(moves, mask[:, -1], mask[:, -1])
+            moved = shift.moved()
+        written.append(moved[-1, :, pad:])
     assert torch.equal(*written)
 
 
@@ -91,11 +92,10 @@ def test_the_update_reaches_the_cache_of_a_model(dtype, rounding, cache):
         **settings,
         logits_processor=LogitsProcessorList([Forced(tokens)]),
     )
-    (controller,), layer = loop.steering.controllers, loop.steering.cache_layers[0]
-    assert (controller.delta.dtype, controller.original.dtype, layer.values.dtype) == (torch.float32, dtype, dtype)
-    was = controller.original.double()
-    written = controller.take(layer.values).double()
-    wanted = moved_values(controller.original, controller.delta, "head")[0].double()
+    shift, layer = loop.decoding.steering.shift, loop.decoding.cache.layers[-1]
+    assert (shift.delta.dtype, shift.original.dtype, layer.values.dtype) == (torch.float32, dtype, dtype)
+    moved = moved_values(shift.original + shift.delta, shift.length)
+    was, written, wanted = (packed(shift, x).double() for x in (shift.original, layer.values, moved))
     assert ((written - was) * (wanted - was)).sum() / (wanted - was).square().sum() == pytest.approx(1.0, abs=0.05)
     spacing = torch.finfo(dtype).eps * wanted.abs().clamp_min(1e-3)
     assert ((written - wanted).abs() <= spacing).all()
@@ -110,7 +110,27 @@ def test_seed_of_stochastic_rounding():
     def values(seed):
         settings = {"max_new_tokens": 6, "logits_processor": LogitsProcessorList([Forced(tokens)])}
         _, loop = steer(model, VReason(seed=seed), **batch(SAMPLES, torch.bfloat16), **settings)
-        return loop.steering.cache_layers[0].values
+        return loop.decoding.cache.layers[-1].values
 
     assert torch.equal(values(1), values(1))
     assert not torch.equal(values(1), values(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_an_update_adds_to_the_attentions_output_is_not_rounded_away(monkeypatch, dtype, attention):
+    """A and its probabilities are float32, more exact than the model's own: an update moves them by less."""
+    forward, seen = Seam.forward, []
+
+    def noting(self, inputs):
+        result = forward(self, inputs)
+        reached = result[0]
+        seen.append((reached.exact, reached.p, reached.p.double() @ reached.values.double()))
+        return result
+
+    monkeypatch.setattr(Seam, "forward", noting)
+    VReason().generate(random_model(dtype=dtype, attention=attention), **batch(SAMPLES, dtype), max_new_tokens=2)
+    ((exact, p, reference),) = seen
+    assert exact.dtype == p.dtype == torch.float32
+    assert (exact - reference).abs().max() <= 1e-6 * reference.abs().max()
+    assert torch.allclose(p.sum(-1), torch.ones(()), atol=1e-6)

@@ -6,13 +6,12 @@ from random_model import batch, prompt, random_model
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
 )
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.support import check_cache
+from lmms_eval_vreason.engines.hf import seam
+from lmms_eval_vreason.engines.hf.cache import check_cache
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 
 INPUTS = batch([prompt(seed=1)])
@@ -72,19 +71,51 @@ def test_inference_mode(model):
 
 
 def test_another_model_class():
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": 96,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
-        },
-        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2},
-    )
-    refused(Qwen2VLForConditionalGeneration(config), "not Qwen2VLForConditionalGeneration", error=TypeError)
+    model = random_model()
+    model.config.model_type = "llama"
+    refused(model, r"steers qwen2_5_vl and qwen2_vl models, not Qwen2_5_VL.* \(llama\)", error=TypeError)
+
+
+def test_heads_that_are_not_plain():
+    model = random_model()
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    refused(model, "needs a plain linear head; this model's is a Sequential", error=TypeError)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
+def test_attention_that_is_more_than_p_times_v(name):
+    model = random_model(attention="eager")
+    attention = model.model.language_model.layers[-1].self_attn
+    attention.register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, name: 1.0}), with_kwargs=True)
+    with pytest.raises(TypeError, match=f"cannot steer attention with {name}"):
+        VReason().generate(model, **INPUTS, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("what", ["attention's output", "logits"])
+def test_a_tail_that_is_not_the_models_own_is_found_at_the_first_update(monkeypatch, what):
+    """Something between the cache and the logits that the engine does not know of."""
+    model = random_model()
+    if what == "logits":
+        model.model.language_model.register_forward_hook(
+            lambda module, args, output: setattr(output, "last_hidden_state", output.last_hidden_state * 1.01)
+        )
+    else:
+        own = seam.own_attention
+
+        def scaled(attention):
+            function = own(attention)
+
+            def attend(*args, **kwargs):
+                output, weights = function(*args, **kwargs)
+                return output * 1.01, weights
+
+            return attend
+
+        monkeypatch.setattr(seam, "own_attention", scaled)
+    with pytest.raises(RuntimeError, match=f"cannot steer this qwen2_5_vl model.* its {what} differ by [0-9.e-]+ from"):
+        VReason().generate(model, **INPUTS, max_new_tokens=4)
+    result = VReason(policy="off").generate(model, **INPUTS, max_new_tokens=4)
+    assert result.traces[0].note == "the policy is off"
 
 
 def test_sliding_layers_of_a_model():

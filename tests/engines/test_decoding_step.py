@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import VIDEO, Forced, batch, forced_tokens, packed, placed, prompt, random_model, steer
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.engines.hf import due_step as due_step_module
+from lmms_eval_vreason.engines.hf.due_step import due_step
 from lmms_eval_vreason.engines.hf.upstream import CACHE
-from lmms_eval_vreason.method.controller import ValueCacheController
+from lmms_eval_vreason.method.shift import Shift
 
 SIGNS = {"minimize": -1.0, "maximize": 1.0}
 
@@ -24,15 +26,12 @@ def four_prompts(seed: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("policy", SIGNS)
-@pytest.mark.parametrize("first_token", [True, False], ids=["prefill", "decode"])
-def test_a_fresh_step_moves_the_entropy_its_way(model, policy, first_token):
-    """60 batches of 4 tokens, a fresh controller for each: all of the 240 changes have the policy's sign."""
-    method = VReason(policy=policy, first_token=first_token, update_every=2)
+def test_a_fresh_step_moves_the_entropy_its_way(model, policy):
+    """60 batches of 4 tokens, a fresh ΔV for each: all of the 240 changes have the policy's sign."""
+    method = VReason(policy=policy, update_every=2)
     changes = []
     for seed in range(60):
-        traces = method.generate(
-            model, **batch(four_prompts(seed)), max_new_tokens=1 if first_token else 2, eos_token_id=None
-        ).traces
+        traces = method.generate(model, **batch(four_prompts(seed)), max_new_tokens=2, eos_token_id=None).traces
         changes += [trace.entropy_change[-1] for trace in traces if trace.entropy[-1] > 0.02]
     assert len(changes) >= 200
     assert all(change * SIGNS[policy] > 0 for change in changes)
@@ -58,107 +57,108 @@ def cache_after(model, inputs, tokens, method=None):
     settings = {"max_new_tokens": tokens.shape[1], "logits_processor": LogitsProcessorList([Forced(tokens)])}
     cache = DynamicCache(config=model.config.get_text_config())
     if method is None:
-        model.generate(**inputs, **settings, **{CACHE: cache})
+        model.generate(**placed(model, inputs), **settings, **{CACHE: cache})
         return cache.layers, None
     _, loop = steer(model, method, **inputs, **settings, **{CACHE: cache})
     return cache.layers, loop
 
 
 @pytest.mark.parametrize("norm", ["head", "token"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_norms_stay_and_nothing_else_moves(model, norm, layers):
+def test_norms_stay_and_nothing_else_moves(model, norm):
     inputs, tokens = batch(four_prompts(2)), forced_tokens(4, 9)
     base, _ = cache_after(model, inputs, tokens)
-    method = VReason(learning_rate=0.3, norm=norm, layers=layers, policy="maximize")
+    method = VReason(learning_rate=0.3, norm=norm, policy="maximize")
     steered, loop = cache_after(model, inputs, tokens, method)
     video = torch.nn.functional.pad(inputs["input_ids"] == VIDEO, (0, 8))
     for depth, (ours, theirs) in enumerate(zip(steered, base, strict=True)):
-        moved = depth >= len(base) - layers
+        moved = depth == len(base) - 1
         values, originals = ours.values.transpose(1, 2), theirs.values.transpose(1, 2)
         axes = (-1,) if norm == "head" else (-2, -1)
         kept, were = values[video].norm(dim=axes), originals[video].norm(dim=axes)
         assert ((kept - were).abs() / were).max() <= 1e-5
         assert torch.equal(values[video], originals[video]) != moved
-        # A later steered layer meets tokens that an earlier one has changed; the last of them is rewritten by it.
-        if depth <= len(base) - layers:
-            assert torch.equal(values[~video], originals[~video])
-            assert torch.equal(ours.keys, theirs.keys)
-    assert all(controller.delta.abs().max() > 0.1 for controller in loop.steering.controllers)
+        assert torch.equal(values[~video], originals[~video])
+        assert torch.equal(ours.keys, theirs.keys)
+    assert loop.decoding.steering.shift.delta.abs().max() > 0.1
 
 
 def test_values_are_free_without_a_norm(model):
     inputs, tokens = batch(four_prompts(2)), forced_tokens(4, 9)
     layers, loop = cache_after(model, inputs, tokens, VReason(learning_rate=0.3, norm="none", policy="maximize"))
-    (controller,) = loop.steering.controllers
-    written = controller.take(layers[-1].values)
-    assert torch.allclose(written, controller.original + controller.delta)
-    assert (written.norm(dim=-1) / controller.original.norm(dim=-1) - 1).abs().max() > 0.01
+    shift = loop.decoding.steering.shift
+    written, original, delta = (packed(shift, x) for x in (layers[-1].values, shift.original, shift.delta))
+    assert torch.allclose(written, original + delta)
+    assert (written.norm(dim=-1) / original.norm(dim=-1) - 1).abs().max() > 0.01
 
 
-def one_controller(optimizer="adam", tokens=5, **choices):
-    values = torch.randn(2, 2, tokens, 8, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(2, tokens, dtype=torch.bool)
-    return ValueCacheController(values, mask, optimizer=optimizer, learning_rate=0.01, **choices), values
+def one_shift(**choices):
+    values = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    return Shift(values, torch.ones(2, 5, dtype=torch.bool), VReason(learning_rate=0.01, **choices))
 
 
 def test_adam_is_torch_adam():
     """Against torch.optim.Adam, one optimiser a sample, the second sample idle at some steps."""
-    controller, _ = one_controller()
-    references = [torch.zeros(5, 2, 8, requires_grad=True) for _ in range(2)]
+    shift, sound = one_shift(), torch.tensor([True, True])
+    references = [torch.zeros(2, 5, 8, requires_grad=True) for _ in range(2)]
     optimizers = [torch.optim.Adam([reference], lr=0.01) for reference in references]
     generator = torch.Generator().manual_seed(1)
     for step in range(7):
-        gradient = torch.randn(10, 2, 8, generator=generator)
+        gradient = torch.randn(2, 2, 5, 8, generator=generator)
         active = [True, step % 3 != 1]
-        controller.step(gradient.clone(), active)
+        shift.step(gradient, torch.tensor(active), sound)
         for row, (reference, optimizer) in enumerate(zip(references, optimizers, strict=True)):
             if active[row]:
-                reference.grad = controller.per_sample(gradient)[row]
+                reference.grad = gradient[row]
                 optimizer.step()
     for row, reference in enumerate(references):
-        assert torch.allclose(controller.per_sample(controller.delta)[row], reference, atol=1e-7)
+        assert torch.allclose(shift.delta[row], reference, atol=1e-7)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_an_inactive_sample_keeps_its_state_to_the_bit(optimizer):
-    controller, _ = one_controller(optimizer)
-    gradient = torch.randn(10, 2, 8, generator=torch.Generator().manual_seed(1))
-    controller.step(gradient.clone(), [True, True])
-    before = [delta.clone() for delta in controller.per_sample(controller.delta)]
-    controller.step(gradient, [True, False])
-    first, second = controller.per_sample(controller.delta)
-    assert torch.equal(second, before[1])
-    assert not torch.equal(first, before[0])
+    shift, sound = one_shift(optimizer=optimizer), torch.tensor([True, True])
+    gradient = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(1))
+    shift.step(gradient, sound, sound)
+    before = [tensor[1].clone() for tensor in (shift.delta, *shift.optimizer.state())]
+    first = shift.delta[0].clone()
+    shift.step(gradient, torch.tensor([True, False]), sound)
+    for tensor, was in zip((shift.delta, *shift.optimizer.state()), before, strict=True):
+        assert torch.equal(tensor[1], was)
+    assert not torch.equal(shift.delta[0], first)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_steering_of_its_sample(model):
-    """Its ΔV goes back to 0, its neighbours go on, and the trace says so."""
-    inputs, tokens = batch(four_prompts(3)), forced_tokens(4, 6)
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_a_gradient_that_is_not_finite_ends_the_steering_of_its_sample(model, mode):
+    """Its ΔV, which it had moved before, goes back to 0, its neighbours go on, and the trace says so."""
+    inputs, tokens = batch(four_prompts(3)), forced_tokens(4, 8)
+    cache = {"cache_implementation": "static"} if mode == "static" else {}
+    calls, due = [], due_step
 
-    class Broken(torch.autograd.Function):
-        """The identity, whose gradient is nan for the second sample."""
+    def breaking(seam, shift, *arguments):
+        """The second due step's gradient is nan for the second sample."""
+        calls.append(shift.delta.flatten(1).any(1).tolist())
+        if len(calls) != 2:
+            return due(seam, shift, *arguments)
+        factor = torch.ones(4, 1, 1, 1)
+        factor[1] = torch.nan
+        own = shift.gradient
+        shift.gradient = lambda p, gradient: own(p, gradient * factor)
+        try:
+            return due(seam, shift, *arguments)
+        finally:
+            del shift.gradient
 
-        @staticmethod
-        def forward(context, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(context, gradient):
-            gradient = gradient.clone()
-            gradient[1] = torch.nan
-            return gradient
-
-    layer = model.model.language_model.layers[-1].self_attn.o_proj
-    hook = layer.register_forward_pre_hook(lambda module, args: (Broken.apply(args[0]),))
-    try:
-        settings = {"max_new_tokens": 6, "logits_processor": LogitsProcessorList([Forced(tokens)])}
-        _, loop = steer(model, VReason(), **inputs, **settings)
-    finally:
-        hook.remove()
-    (controller,) = loop.steering.controllers
-    moved = [bool(controller.per_sample(controller.delta)[row].any()) for row in range(4)]
-    assert moved == [True, False, True, True]
-    assert [trace.updates for trace in loop.traces] == [3, 0, 3, 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(due_step_module, "due_step", breaking)
+        settings = {"max_new_tokens": 8, "logits_processor": LogitsProcessorList([Forced(tokens)]), **cache}
+        _, loop = steer(model, VReason(learning_rate=0.1), **inputs, **settings)
+    shift = loop.decoding.steering.shift
+    assert calls == [[False] * 4, [True] * 4, [True, False, True, True], [True, False, True, True]]
+    assert [trace.updates for trace in loop.traces] == [4, 1, 4, 4]
     assert loop.traces[1].note.startswith("a gradient was not finite")
-    values = controller.take(loop.steering.cache_layers[0].values)
-    assert torch.equal(*(controller.per_sample(x)[1] for x in (values, controller.original)))
+    assert [trace.note for trace in loop.traces[:1] + loop.traces[2:]] == ["", "", ""]
+    assert loop.traces[1].shift[1] > 0
+    assert not loop.traces[1].shift[3:].any()
+    values = shift.window(loop.decoding.cache.layers[-1].values)
+    assert torch.equal(values[1], shift.original[1])
+    assert not torch.equal(values[0], shift.original[0])

@@ -32,7 +32,9 @@ def second_device():
         yield "lazy:0"
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": 2, "head_topk": 16, "prune_ratio": 0.5}], ids=["plain", "more"])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps_per_update": 2, "head_topk": 16, "prune_ratio": 0.5}], ids=["plain", "more"]
+)
 def test_the_last_layer_may_lie_on_another_device(second_device, options):
     # SGD, because the lazy backend lacks an operation that Adam needs.
     method = VReason(optimizer="sgd", learning_rate=30.0, min_entropy=0.0, **options)

@@ -133,7 +133,7 @@ IMAGES = st.tuples(st.just("image"), st.tuples(st.just(1), SIDE, SIDE))
 VIDEOS = st.tuples(st.just("video"), st.tuples(st.integers(1, 4), SIDE, SIDE), SECONDS)
 # Any order, several of each; at the start, at the end, and one right after another.
 PROMPT = st.lists(st.one_of(TEXT, IMAGES, VIDEOS), min_size=1, max_size=6)
-METHODS = st.sampled_from([OFF, VReason(policy="off", prune_ratio=0.5), VReason(update_every=1, first_token=True)])
+METHODS = st.sampled_from([OFF, VReason(policy="off", prune_ratio=0.5), VReason(update_every=1)])
 SEARCH = settings(
     max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
@@ -289,6 +289,8 @@ def test_wrong_inputs_are_named(model):
         generate(**{**inputs, "image_grid_thw": torch.tensor([[1, 12, 16]])})
     with pytest.raises(ValueError, match="second_per_grid_ts has 2 values for 1 videos"):
         generate(**{**inputs, "second_per_grid_ts": torch.ones(2)})
+    with pytest.raises(ValueError, match="told from input_ids"):
+        generate(inputs=inputs["input_ids"])
     with pytest.raises(ValueError, match="pass attention_mask"):
         generate(**{**rows_of([TABLE[3][0], TABLE[1][0]]), "attention_mask": None})
     with pytest.raises(ValueError, match="attention_mask has the shape"):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from random_model import Forced, batch, forced_tokens, prompt, random_model, steer
+from random_model import Forced, at_video, batch, forced_tokens, packed, placed, prompt, random_model, steer
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
@@ -22,8 +22,6 @@ BAD = {
     "optimizer": ["adamw"],
     "steps_per_update": [0, 1.0],
     "norm": ["head_dim", True],
-    "layers": [0, 1.0],
-    "first_token": [0, "on"],
     "min_entropy": [-1e-9, float("inf"), None],
     "head_topk": [-1, 1.0],
     "rounding": ["up", None],
@@ -45,7 +43,7 @@ def run(model, count=8, samples=SAMPLES, **hyperparameters):
 
 
 def delta(loop):
-    return loop.steering.controllers[-1].delta
+    return packed(loop.decoding.steering.shift, loop.decoding.steering.shift.delta)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
@@ -68,15 +66,15 @@ def test_every_field_is_covered_here_and_checked():
 
 def test_defaults_are_the_documented_ones_and_frozen():
     method = VReason()
-    assert (method.policy, method.update_every, method.ema_decay, method.layers) == ("switch", 2, 0.98, 1)
+    assert (method.policy, method.update_every, method.ema_decay) == ("switch", 2, 0.98)
     assert (method.norm, method.objective, method.optimizer) == ("head", "kl_p_u", "adam")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        method.layers = 2
+        method.update_every = 3
 
 
 def test_the_ends_of_the_ranges_are_allowed():
     VReason(learning_rate=0, ema_decay=0, min_entropy=0, head_topk=0, prune_ratio=0, seed=0)
-    VReason(learning_rate=1, ema_decay=0.999, update_every=1000, layers=80, prune_ratio=0.99)
+    VReason(learning_rate=1, ema_decay=0.999, update_every=1000, prune_ratio=0.99)
 
 
 def test_head_topk_does_not_go_with_the_other_objective():
@@ -84,16 +82,11 @@ def test_head_topk_does_not_go_with_the_other_objective():
         VReason(head_topk=8, objective="kl_u_p")
 
 
-def test_more_layers_than_the_model_has(model):
-    with pytest.raises(ValueError, match="layers=4 is more than the model's 3 decoder layers"):
-        VReason(layers=4).generate(model, **batch(SAMPLES), max_new_tokens=1)
-
-
 @pytest.mark.parametrize("update_every", [1, 2, 3, 5])
-@pytest.mark.parametrize("first_token", [False, True])
-def test_update_every_and_first_token(model, update_every, first_token):
-    loop = run(model, count=11, update_every=update_every, first_token=first_token)
-    due = [token for token in range(11) if (first_token if token == 0 else (token + 1) % update_every == 0)]
+def test_update_every(model, update_every):
+    """Token 0 comes from the prefill and has none."""
+    loop = run(model, count=11, update_every=update_every)
+    due = [token for token in range(1, 11) if (token + 1) % update_every == 0]
     for trace in loop.traces:
         assert np.flatnonzero(trace.alpha).tolist() == due
         assert np.flatnonzero(~np.isnan(trace.grad_norm)).tolist() == due
@@ -111,7 +104,8 @@ def test_refresh_changes_the_token_that_caused_the_update(model):
         assert np.isnan(loop.traces[0].entropy_change[1]) != refresh
         logits[refresh] = processor.logits
     base = Forced(forced_tokens(2, 3))
-    model.generate(**batch(SAMPLES), max_new_tokens=3, logits_processor=LogitsProcessorList([base]))
+    inputs = placed(model, batch(SAMPLES))
+    model.generate(**inputs, max_new_tokens=3, logits_processor=LogitsProcessorList([base]))
     assert torch.equal(logits[False][1], base.logits[1])
     assert not torch.equal(logits[True][1], base.logits[1])
     assert not torch.equal(logits[False][2], base.logits[2])
@@ -128,7 +122,7 @@ def test_learning_rate_scales_the_first_step(model):
 def test_sgd_follows_the_gradient(model):
     loop = run(model, count=2, optimizer="sgd", learning_rate=2.0)
     for row, trace in enumerate(loop.traces):
-        moved = loop.steering.controllers[0].per_sample(delta(loop))[row].norm().item()
+        moved = at_video(loop.decoding.steering.shift, loop.decoding.steering.shift.delta, row).norm().item()
         assert moved == pytest.approx(2.0 * trace.grad_norm[1], rel=1e-5)
 
 
@@ -151,14 +145,6 @@ def test_steps_per_update(model):
     assert (three.traces[0].updates, three.traces[0].grad_norm[1]) == (1, one.traces[0].grad_norm[1])
 
 
-def test_layers(model):
-    loops = {layers: run(model, layers=layers, policy="minimize") for layers in (1, 2, 3)}
-    for layers, loop in loops.items():
-        assert len(loop.steering.controllers) == layers
-        assert all(controller.delta.any() for controller in loop.steering.controllers)
-    assert loops[3].traces[0].entropy_change[1] < loops[1].traces[0].entropy_change[1] < 0
-
-
 def test_min_entropy_skips_the_update(model):
     loop = run(model, count=20, min_entropy=2.8)
     for trace in loop.traces:
@@ -172,17 +158,15 @@ def test_min_entropy_skips_the_update(model):
 
 def test_a_dead_gradient_does_not_move_the_values_on_momentum(model):
     """One update builds momentum; then the model becomes certain (H next to 0), and nothing moves any more."""
-    inputs, tokens = batch(SAMPLES), forced_tokens(2, 12)
-    steps = []
+    processor = Forced(forced_tokens(2, 12))
 
     def certain(module, args, logits):
-        steps.append(1)
-        return logits * 1000 if len(steps) > 3 else logits
+        return logits * 1000 if len(processor.logits) > 2 else logits
 
     hook = model.lm_head.register_forward_hook(certain)
     try:
-        settings = {"logits_processor": LogitsProcessorList([Forced(tokens)])}
-        _, loop = steer(model, VReason(), **inputs, max_new_tokens=12, **settings)
+        settings = {"logits_processor": LogitsProcessorList([processor])}
+        _, loop = steer(model, VReason(), **batch(SAMPLES), max_new_tokens=12, **settings)
     finally:
         hook.remove()
     for trace in loop.traces:
@@ -219,9 +203,9 @@ def test_trace_arrays(model):
             assert (column.shape, column.dtype) == ((7,), np.float32)
         assert trace.seconds_due > 0
         assert trace.seconds_ordinary == 0
-    controller = loop.steering.controllers[0]
+    moved = loop.decoding.steering.shift
     for row, trace in enumerate(loop.traces):
-        delta, original = (controller.per_sample(x)[row] for x in (controller.delta, controller.original))
+        delta, original = (at_video(moved, x, row) for x in (moved.delta, moved.original))
         shift = delta.norm() / original.norm()
         assert trace.shift[-1] == pytest.approx(shift.item(), rel=1e-5)
         assert trace.video_tokens == len(delta)

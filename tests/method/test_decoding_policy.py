@@ -12,8 +12,8 @@ from lmms_eval_vreason.method.entropy import (
     entropy,
     entropy_of,
     log_probabilities,
-    moving_average,
 )
+from lmms_eval_vreason.method.policies import moving_average
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, text=3)]
 

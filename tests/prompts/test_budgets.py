@@ -247,7 +247,7 @@ def ask(opening_checkpoint: Path, video: str, tmp_path: Path) -> Callable[..., t
 
 @pytest.mark.parametrize("thinking", ["on", "off"])
 def test_a_template_that_opens_the_thinking(ask: Callable[..., tuple[str, dict]], thinking: str) -> None:
-    text, record = ask({"max_new_tokens": 30, "until": ["\n\n"]}, thinking=thinking)
+    text, record = ask({"max_new_tokens": 30, "until": [" left", "\n\n"]}, thinking=thinking)
     assert record["trace"]["tokens"] == ["way", "<answer>", " left", "</answer>", " so", "</think>", "B", "<|im_end|>"]
     assert text == "<think>\nway left so\n</think>\nB"
     assert (record["thinking_cut"], record["answer_cut"]) == (False, False)

@@ -70,7 +70,11 @@ def test_the_splitter(case: Case) -> None:
 def test_the_model_class(case: Case) -> None:
     outcome = budgets(case.opened).outcome(0, case.text, 9)
     assert (outcome.thinking, outcome.answer) == (case.thinking, case.answer)
-    assert (outcome.thinking_cut or outcome.answer_cut) == case.cut
+    assert (outcome.thinking_cut, outcome.answer_cut) == (case.cut, False)
+    closed = budgets(case.opened)
+    closed.thinking_tokens = [3]
+    outcome = closed.outcome(0, case.text, 9)
+    assert (outcome.thinking_cut, outcome.answer_cut) == (False, case.cut)
     assert strip_reasoning_tags(returned(case), REASONING_TAGS) == case.answer
 
 

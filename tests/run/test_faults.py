@@ -16,7 +16,7 @@ from instances import instances
 from offline import write_video
 
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
-from lmms_eval_vreason.journal.files import JournalError, latest_samples, read_lines, read_records
+from lmms_eval_vreason.journal.files import JournalError, journal_files, latest_samples, read_lines, read_records
 from lmms_eval_vreason.run.generation import Generator
 
 SMALL = {
@@ -66,7 +66,7 @@ def test_twenty_kills_change_no_answer(tiny_checkpoint, tmp_path, processes):
     assert killed["killed"] == 20
     assert len(whole["answers"]) == 60
     assert killed["answers"] == whole["answers"]
-    lines = [line for path in (tmp_path / "killed" / "journal").glob("*.jsonl") for line in read_lines(path)]
+    lines = [line for path in journal_files(tmp_path / "killed" / "journal") for line in read_lines(path)]
     assert not [line.problem for line in lines if line.problem]
 
 

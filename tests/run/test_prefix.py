@@ -11,8 +11,8 @@ from random_model import END, VISION_END, batch, prompt, random_model, steer
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.engines.hf.compiled import static_cache
-from lmms_eval_vreason.engines.hf.prefix import continued, copy_cache, prefill, prefix_bytes
+from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
+from lmms_eval_vreason.engines.hf.prefix import continued, prefill, prefix_bytes
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.journal.files import latest_samples, read_records
 from lmms_eval_vreason.media.media import Media
@@ -22,9 +22,9 @@ from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 METHODS = {
     "off": VReason(policy="off"),
     "default": VReason(learning_rate=0.1),
-    "lite": VReason(learning_rate=0.1, prune_ratio=0.5, first_token=True),
+    "lite": VReason(learning_rate=0.1, prune_ratio=0.5),
     "lite, random": VReason(learning_rate=0.1, prune_ratio=0.3, prune_score="random", policy="random"),
-    "topk, deep": VReason(learning_rate=0.1, head_topk=24, layers=2),
+    "topk, steps": VReason(learning_rate=0.1, head_topk=24, steps_per_update=2),
 }
 
 
@@ -172,7 +172,7 @@ class Counted:
 
 RUNS = {
     "greedy": ({}, GREEDY, (1, 4)),
-    "lite, first token": ({"prune_ratio": 0.5, "first_token": "on", "learning_rate": 0.1}, GREEDY, (4,)),
+    "lite": ({"prune_ratio": 0.5, "learning_rate": 0.1}, GREEDY, (4,)),
     "topk, sampled": ({"head_topk": 32, "learning_rate": 0.1}, {"do_sample": True, "temperature": 1.5}, (4,)),
     "the task's own budget": ({"thinking": "off"}, GREEDY, (1,)),
 }

@@ -13,8 +13,8 @@ import torch
 from loguru import logger
 from transformers import PreTrainedModel
 
-from lmms_eval_vreason.engines.hf.compiled import CACHE_STEP, static_cache
-from lmms_eval_vreason.engines.hf.generate import Generation
+from lmms_eval_vreason.engines.hf.cache import CACHE_STEP, static_cache
+from lmms_eval_vreason.engines.hf.generation import Generation, generate
 from lmms_eval_vreason.engines.hf.upstream import CACHE, attention_name
 from lmms_eval_vreason.media.media import first_line
 from lmms_eval_vreason.method import Trace, VReason
@@ -44,7 +44,8 @@ class AutoCompile:
     """
 
     def __init__(self, model: PreTrainedModel, method: VReason, device: torch.device) -> None:
-        self.model, self.batch = model, None
+        self.model = model
+        self.batch: int | None = None
         self._undecided = method.compile == "auto" and may_pay(model, device)
         self._full: int | None = None
 
@@ -104,8 +105,8 @@ class AutoCompile:
 
     def _run(self, method: VReason, inputs: Mapping[str, Any], tokens: int, cache: Any = None) -> Generation:
         caches = {} if cache is None else {CACHE: cache}
-        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
-        return method.generate(self.model, **inputs, **caches, **length, do_sample=False)
+        length: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return generate(self.model, method, **inputs, **caches, **length, do_sample=False)
 
 
 def milliseconds(traces: Sequence[Trace]) -> float:

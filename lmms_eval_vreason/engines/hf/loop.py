@@ -1,213 +1,170 @@
-"""The decoding loop: how one token follows another, and where the controller comes in.
+"""The decoding loop: how one token follows another, and which of them is due for an update.
 
-transformers prepares the inputs, the cache, the logits processors and the stopping criteria. The model is not patched.
+transformers prepares the inputs, the cache, the logits processors and the stopping criteria.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Cache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteriaList,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import StoppingCriteriaList as StoppingCriteria
 
-from lmms_eval_vreason.engines.hf.compiled import DueStep, GraphController, compiled_steps, compiles
-from lmms_eval_vreason.engines.hf.steering import Steering, TailInputs, noting_call, tail_mask
-from lmms_eval_vreason.engines.hf.support import check_cache
-from lmms_eval_vreason.engines.hf.upstream import CACHE, attention_name, next_model_kwargs, prefill
-from lmms_eval_vreason.engines.hf.upstream import pad_token as pad_token_of
+from lmms_eval_vreason.engines.hf.cache import check_cache, last_values, prune_video_tokens
+from lmms_eval_vreason.engines.hf.due_step import Steering
+from lmms_eval_vreason.engines.hf.seam import Seam
+from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, next_model_kwargs, pad_token, prefill
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
-from lmms_eval_vreason.method.entropy import POLICIES, entropy_of, log_probabilities
-from lmms_eval_vreason.method.pruning import prune_video_tokens
+from lmms_eval_vreason.method.entropy import entropy
+from lmms_eval_vreason.method.policies import coins
+from lmms_eval_vreason.method.shift import Shift
 from lmms_eval_vreason.method.trace import Trace, TraceRecorder
 
 
-class DecodingLoop:
-    """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``."""
+class Choice:
+    """Chooses tokens from logits as ``generate`` does.
+
+    Attributes:
+        unfinished: (batch,) bool, the samples that have not ended.
+    """
 
     def __init__(
         self,
-        method: VReason,
-        *,
-        streamer: BaseStreamer | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        trained_positions: bool = False,
+        processor: LogitsProcessorList,
+        criteria: StoppingCriteria,
+        config: GenerationConfig,
+        generators: Sequence[torch.Generator] | None,
+        batch: int,
     ) -> None:
-        """``trained_positions``: the prompts' ``position_ids`` are trained ones, and generated tokens go on so."""
-        # transformers does not hand the streamer to a callable of one's own, so the object carries it.
-        self.method, self.streamer, self.generators = method, streamer, generators
-        self._trained_positions = trained_positions
-        self.steering: Steering | None = None
-        self._compiled_forward: Callable[..., Any] | None = None
-        self._compiled_due_step: Callable[..., DueStep] | None = None
-        self._graph_controller: GraphController | None = None
-        self.traces: list[Trace] = []
+        if generators is not None and len(generators) != batch:
+            raise ValueError(f"{len(generators)} generators for a batch of {batch}: pass one a sample")
+        self.processor: Any = processor
+        self.criteria, self.generators = criteria, generators
+        self.do_sample = config.do_sample
+        ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        self.pad_token = pad_token(config) if ends else None
+        self.unfinished: Tensor | None = None
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
-    ) -> Tensor:
-        """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
-        self._start(input_ids, generation_config)
-        pad_token = pad_token_of(generation_config) if _has_end_token(stopping_criteria) else None
-        unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        lengths = torch.zeros_like(unfinished, dtype=torch.long)
-        started = time.perf_counter()
-        logits, cache = self._prefill(model, input_ids, generation_config, model_kwargs)
-        if logits.device.type == "cuda":
-            # Once, so that the prefill's time is its own and not the first step's.
-            torch.cuda.synchronize(logits.device)
-        self._recorder.seconds_prefill = time.perf_counter() - started
-        if compiles(model, self.method, model_kwargs, generation_config):
-            self._compiled_forward, self._compiled_due_step = compiled_steps(model, self.method, generation_config)
-            if model_kwargs.get("attention_mask") is None:
-                # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
-                cached = int(cache.get_seq_length())
-                model_kwargs["attention_mask"] = input_ids.new_ones(input_ids.shape[0], cached)
-            if self.steering is not None and self._compiled_due_step is not None:
-                self._graph_controller = GraphController(self.steering)
-                self._graph_controller.mark_dynamic()
-        token = 0
-        while True:
-            started = time.perf_counter()
-            due = self.steering is not None and self.method.is_due(token)
-            if token > 0:
-                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
-                logits = self._decode(model, inputs, token, unfinished)
-            model_kwargs = next_model_kwargs(model, cache, model_kwargs)
-            # A copy in float32, as transformers makes it: processors may write into it.
-            scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
-            del logits
-            next_tokens = self._choose(logits_processor(input_ids, scores), generation_config.do_sample)
-            if pad_token is not None:
-                next_tokens = torch.where(unfinished, next_tokens, pad_token.to(next_tokens))
-            input_ids = torch.cat([input_ids, next_tokens[:, None]], dim=-1)
-            lengths += unfinished
-            unfinished = unfinished & ~stopping_criteria(input_ids, None)
-            if self.streamer is not None:
-                self.streamer.put(next_tokens.cpu())
-            self._alive = unfinished.tolist()
-            if token > 0:
-                self._recorder.add_seconds(time.perf_counter() - started, due)
-            token += 1
-            if not any(self._alive):
-                break
-        if self.streamer is not None:
-            self.streamer.end()
-        self.traces = self._recorder.traces(lengths.tolist(), self._video_tokens, self._notes(), self._faults())
-        return input_ids
+    def __call__(self, input_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """``input_ids`` (batch, tokens) with a token more, from ``logits`` (batch, vocabulary); ``unfinished``."""
+        unfinished = self.unfinished
+        if unfinished is None:
+            unfinished = input_ids.new_ones(len(input_ids), dtype=torch.bool)
+        # A copy in float32, as transformers makes it: processors may write into it.
+        scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
+        tokens = self._pick(self.processor(input_ids, scores))
+        if self.pad_token is not None:
+            tokens = torch.where(unfinished, tokens, self.pad_token.to(tokens))
+        input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+        self.unfinished = unfinished & ~self.criteria(input_ids, None)
+        return input_ids, self.unfinished
 
-    def _start(self, input_ids: Tensor, generation_config: GenerationConfig) -> None:
-        batch, device = input_ids.shape[0], input_ids.device
-        if self.generators is not None and len(self.generators) != batch:
-            raise ValueError(f"{len(self.generators)} generators for a batch of {batch}: pass one a sample")
-        self._recorder = TraceRecorder(batch, self.method.ema_decay)
-        self._device, self._alive = device, [True] * batch
-        # Every sample sees the same coins: a sample's α does not depend on its place in a batch.
-        tokens = generation_config.max_length - input_ids.shape[1]
-        coins = torch.rand(tokens, generator=torch.Generator().manual_seed(self.method.seed)) < 0.5
-        self._coins = torch.where(coins, 1.0, -1.0).tolist()
-
-    def _prefill(
-        self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Cache]:
-        """Runs the prompt, prunes (Lite) and attaches the controllers. Changes ``model_kwargs`` when it prunes.
-
-        Returns:
-            The logits to choose the first token from, and the cache.
-        """
-        method, tail = self.method, TailInputs()
-        with _noting_prefill(model, method, tail):
-            outputs = prefill(model, input_ids, generation_config, model_kwargs)
-        if self._trained_positions:
-            model_kwargs["position_ids"] = ending_highest(model_kwargs["position_ids"])
-        cache, attention_mask = outputs[CACHE], model_kwargs.get("attention_mask")
-        check_cache(cache)
-        video_mask = input_ids == model.config.video_token_id
-        if method.prune_ratio > 0 and video_mask.any():
-            video_mask, attention_mask = prune_video_tokens(
-                cache, video_mask, attention_mask, method.prune_ratio, method.prune_score, method.seed
-            )
-            model_kwargs["attention_mask"] = attention_mask
-        self._video_tokens = video_mask.sum(dim=1).tolist()
-        if method.steers and any(self._video_tokens):
-            self.steering = Steering(model, method, cache, video_mask)
-            if method.first_token:
-                kind = attention_name(model.config)
-                tail.kwargs["attention_mask"] = tail_mask(attention_mask, cache.layers[-1], kind)
-        due = self.steering is not None and method.first_token
-        logits = self._steer(0, outputs.logits[:, -1], tail if due else None)
-        return logits, cache
-
-    def _decode(self, model: PreTrainedModel, inputs: dict[str, Any], token: int, unfinished: Tensor) -> Tensor:
-        """One token's forward over the cache; the logits to choose the next token from."""
-        if self.steering is None or not self.method.is_due(token):
-            forward = model if self._compiled_forward is None else self._compiled_forward
-            return self._steer(token, forward(**inputs, return_dict=True).logits[:, -1], None)
-        if self._compiled_due_step is None:
-            outputs, tail = self.steering.forward(model, inputs)
-            return self._steer(token, outputs.logits[:, -1], tail)
-        recorder, controller = self._recorder, self._graph_controller
-        recorder.entropies()
-        coins = [self._coins[token]] * recorder.batch
-        ema, peak, coin = torch.tensor([recorder.ema, recorder.peak, coins], device=self._device)
-        step = self._compiled_due_step(self.steering, controller, inputs, ema, peak, coin, unfinished)
-        # Copies: a CUDA graph writes its results into the same memory again.
-        kept = DueStep(step.logits, *(None if result is None else result.clone() for result in step[1:]))
-        controller.healthy = kept.healthy
-        recorder.add(kept.entropy)
-        recorder.add_update(kept.active, kept.alpha, kept.refreshed, kept.grad_norm, self.steering.shift())
-        return kept.logits
-
-    def _steer(self, token: int, logits: Tensor, tail: TailInputs | None) -> Tensor:
-        """Updates the cache if the token is due, notes the trace, and gives the logits to choose from."""
-        method, recorder = self.method, self._recorder
-        if tail is not None and token == 0:
-            tail = self.steering.rerun(tail)
-            logits = tail.logits
-        logits = logits.detach()
-        log_p = log_probabilities(logits)
-        h = entropy_of(log_p)
-        recorder.add(h.to(self._device))
-        if tail is None:
-            return logits
-        samples = zip(recorder.entropies(), recorder.ema, recorder.peak, self._alive, strict=True)
-        policy, coin = POLICIES[method.policy], self._coins[token]
-        alpha = [
-            policy(ema, peak, coin) if alive and entropy >= method.min_entropy else 0.0
-            for entropy, ema, peak, alive in samples
-        ]
-        update = self.steering.update(tail, log_p, h, alpha)
-        refreshed = None if update.logits is None else entropy_of(log_probabilities(update.logits))
-        recorder.add_update(update.moved, alpha, refreshed, update.grad_norm, self.steering.shift())
-        return logits if update.logits is None else update.logits
-
-    def _choose(self, scores: Tensor, do_sample: bool) -> Tensor:
-        if not do_sample:
+    def _pick(self, scores: Tensor) -> Tensor:
+        if not self.do_sample:
             return scores.argmax(dim=-1)
         probabilities = scores.softmax(dim=-1)
         if self.generators is None:
             return torch.multinomial(probabilities, num_samples=1).squeeze(1)
         rows = zip(probabilities, self.generators, strict=True)
         return torch.cat([torch.multinomial(row, num_samples=1, generator=generator) for row, generator in rows])
+
+
+class Decoding:
+    """One generation's forwards: the prefill, then a token at a time, each noted in the recorder.
+
+    Attributes:
+        steering: The due steps, from the prefill on; None where nothing is steered.
+    """
+
+    def __init__(
+        self, method: VReason, model: Any, config: GenerationConfig, input_ids: Tensor, *, trained_positions: bool
+    ) -> None:
+        """Args: ``input_ids`` (batch, prompt); ``trained_positions``, as in :class:`DecodingLoop`."""
+        batch, prompt = input_ids.shape
+        self.method, self.model, self.config = method, model, config
+        self.trained_positions = trained_positions
+        self.recorder = TraceRecorder(batch, method.ema_decay)
+        self.steering: Steering | None = None
+        self.cache: Any = None
+        self.video_tokens = [0] * batch
+        self._forward: Callable[..., Any] = model
+        self._kwargs: dict[str, Any] = {}
+        self._coins = coins(config.max_length - prompt, method.seed) if method.policy == "random" else []
+
+    def prefill(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
+        started = time.perf_counter()
+        outputs = prefill(self.model, input_ids, self.config, model_kwargs)
+        if self.trained_positions:
+            model_kwargs = {**model_kwargs, "position_ids": ending_highest(model_kwargs["position_ids"])}
+        logits: Tensor = outputs["logits"][:, -1]
+        self.cache = cache = outputs[CACHE]
+        check_cache(cache)
+        video_mask = family_of(self.model).video_mask(self.model, input_ids)
+        attention_mask = model_kwargs.get("attention_mask")
+        if self.method.prune_ratio > 0 and video_mask.any():
+            video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
+        self.video_tokens = video_mask.sum(dim=1).tolist()
+        if self.method.steers and any(self.video_tokens):
+            shift = Shift(last_values(cache), video_mask, self.method)
+            self.steering = Steering(Seam(self.model), shift, self.method, video_mask)
+        self._kwargs = {**model_kwargs, "attention_mask": attention_mask}
+        if self._compiles():
+            self._compile(input_ids.new_ones(len(input_ids), int(cache.get_seq_length())))
+        self.recorder.add(entropy(logits).to(input_ids.device))
+        if logits.device.type == "cuda":
+            # Once, so that the prefill's time is its own and not the first step's.
+            torch.cuda.synchronize(logits.device)
+        self.recorder.prefilled(time.perf_counter() - started)
+        return logits
+
+    def next(self, input_ids: Tensor, unfinished: Tensor) -> Tensor:
+        """The logits (batch, vocabulary) of the token after ``input_ids`` (batch, tokens)."""
+        self._kwargs = next_model_kwargs(self.model, self.cache, self._kwargs)
+        inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **self._kwargs)
+        if self.steering is not None and self.method.is_due(self.recorder.tokens):
+            return self.due(self.steering, inputs, unfinished)
+        logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
+        self.recorder.add(entropy(logits).to(unfinished.device))
+        return logits
+
+    def due(self, steering: Steering, inputs: dict[str, Any], unfinished: Tensor) -> Tensor:
+        """:meth:`next` with an update."""
+        recorder = self.recorder
+        recorder.entropies()
+        coin = self._coins[recorder.tokens] if self._coins else 0.0
+        step = steering.step(inputs, [recorder.ema, recorder.peak, [coin] * recorder.batch], unfinished)
+        recorder.add(step.entropy)
+        shift = steering.shift.relative().to(unfinished.device)
+        recorder.add_update(step.active, step.alpha, step.refreshed, step.grad_norm, shift)
+        return step.logits
+
+    def traces(self) -> list[Trace]:
+        """One a sample."""
+        return self.recorder.traces(self.video_tokens, self._notes(), self._faults())
+
+    def _compiles(self) -> bool:
+        """Whether this generation's steps are compiled: ``on``, or ``auto`` where transformers itself would."""
+        if self.method.compile == "auto":
+            return compiles_by_itself(self.model, self._kwargs, self.config)
+        return self.method.compile == "on"
+
+    def _compile(self, nothing_masked: Tensor) -> None:
+        """Args: ``nothing_masked`` (batch, tokens), the mask of a batch without padding."""
+        settings = self.config.compile_config
+        if settings is None:
+            mode = "reduce-overhead" if self.model.device.type == "cuda" else "default"
+            settings = CompileConfig(fullgraph=True, mode=mode)
+        self._forward = self.model.get_compiled_call(settings)
+        if self.steering is not None:
+            self.steering.compile(settings)
+        if self._kwargs["attention_mask"] is None:
+            # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
+            self._kwargs["attention_mask"] = nothing_masked
 
     def _notes(self) -> list[str]:
         method = self.method
@@ -219,23 +176,65 @@ class DecodingLoop:
             reason = (
                 f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
             )
-        return [reason if n else "the prompt has no video tokens" for n in self._video_tokens]
+        return [reason if n else "the prompt has no video tokens" for n in self.video_tokens]
 
     def _faults(self) -> list[str]:
         if self.steering is None:
-            return [""] * len(self._video_tokens)
+            return [""] * len(self.video_tokens)
         fault = "a gradient was not finite; from there on the sample went on as the base model"
-        controller = self._graph_controller
-        healthy = self.steering.healthy if controller is None else controller.healthy.tolist()
-        return [fault if n and not ok else "" for ok, n in zip(healthy, self._video_tokens, strict=True)]
+        broken = self.steering.steered & ~self.steering.healthy
+        return [fault if sample else "" for sample in broken.tolist()]
 
 
-def _noting_prefill(model: PreTrainedModel, method: VReason, tail: TailInputs) -> AbstractContextManager[None]:
-    """Notes the call of the prefill's tail if the method updates on the first token; else does nothing."""
-    if not (method.steers and method.first_token):
-        return nullcontext()
-    return noting_call(model.model.language_model.layers[-method.layers], tail)
+class DecodingLoop:
+    """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
+    Attributes:
+        kind: What makes the forwards.
+        decoding: Its forwards and its cache, once it runs.
+    """
 
-def _has_end_token(stopping_criteria: StoppingCriteriaList) -> bool:
-    return any(hasattr(criteria, "eos_token_id") for criteria in stopping_criteria)
+    kind: type[Decoding] = Decoding
+
+    def __init__(
+        self,
+        method: VReason,
+        *,
+        streamer: Any = None,
+        generators: Sequence[torch.Generator] | None = None,
+        trained_positions: bool = False,
+    ) -> None:
+        """``trained_positions``: the prompts' ``position_ids`` are trained ones, and generated tokens go on so."""
+        # transformers does not hand the streamer to a callable of one's own, so the object carries it.
+        self.method, self.streamer, self.generators = method, streamer, generators
+        self.trained_positions = trained_positions
+        self.decoding: Decoding | None = None
+        self.traces: list[Trace] = []
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteria,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
+        choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, len(input_ids))
+        decoding = self.decoding = self.kind(
+            self.method, model, generation_config, input_ids, trained_positions=self.trained_positions
+        )
+        logits = decoding.prefill(input_ids, model_kwargs)
+        while True:
+            input_ids, unfinished = choose(input_ids, logits)
+            if self.streamer is not None:
+                self.streamer.put(input_ids[:, -1].cpu())
+            # Waits for the device, so that each step's time is its own.
+            if decoding.recorder.chosen(unfinished.tolist()):
+                break
+            logits = decoding.next(input_ids, unfinished)
+        if self.streamer is not None:
+            self.streamer.end()
+        self.traces = decoding.traces()
+        return input_ids

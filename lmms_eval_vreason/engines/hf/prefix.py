@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
@@ -33,20 +33,20 @@ class Prefix:
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, inputs: dict[str, Tensor], positions: str = "trained") -> Prefix:
+def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -> Prefix:
     """Runs a prompt's start, vision tower included. The model's ``rope_deltas`` stay as they were.
 
     Args:
         inputs: The processor's outputs for one unpadded prompt, (1, tokens), cut where text follows: after the end of
             an image or video.
-        positions: As in :func:`~lmms_eval_vreason.engines.hf.generate.generate`.
+        positions: As in :func:`~lmms_eval_vreason.engines.hf.generation.generate`.
     """
     inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
     if check_choice(positions) == "trained":
         position_ids = trained_positions(model.config, **inputs)[1:]
     else:
         position_ids, _ = model.model.get_rope_index(**inputs)
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     model(**inputs, position_ids=position_ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
     return Prefix(inputs["input_ids"][0], position_ids[:, 0], keys, values)
@@ -56,7 +56,8 @@ def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
     """What a prefix of so many tokens takes."""
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens * model.dtype.itemsize
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
+    return int(numbers) * model.dtype.itemsize
 
 
 def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixes: Sequence[Tensor]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
     attention_mask = torch.zeros((batch, width), dtype=torch.long, device=device)
     position_ids = torch.zeros((4, batch, width), dtype=torch.long, device=device)
     for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
-        following = 0
+        following: Tensor | int = 0
         if prefix is not None:
             place = slice(longest - prefix.tokens, longest)
             input_ids[row, place], attention_mask[row, place] = prefix.input_ids, 1
@@ -102,22 +103,15 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
     }
 
 
-def copy_cache(source: Cache, target: Cache) -> Cache:
-    """Writes what ``source`` holds into ``target``, an empty cache of any kind (a static one for compiled steps)."""
-    for index, layer in enumerate(source.layers):
-        if layer.get_seq_length():
-            target.update(layer.keys, layer.values, index)
-    return target
-
-
 def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     for index, layer in enumerate(cache.layers if longest else ()):
         keys = _rows([None if prefix is None else prefix.keys[index] for prefix in prefixes], longest)
         values = _rows([None if prefix is None else prefix.values[index] for prefix in prefixes], longest)
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
-    return cache
+    filled: DynamicCache = cache
+    return filled
 
 
 def _rows(states: Sequence[Tensor | None], longest: int) -> Tensor:

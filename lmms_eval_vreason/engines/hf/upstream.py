@@ -4,14 +4,17 @@ Read in transformers 5.17.0, 5.20.2 and 5.24.0, and torch 2.11 to 2.14. What is 
 it here.
 """
 
+import copy
+import sys
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
+
+# Models and configs are Any here: what this file reaches for is in no type of theirs.
 
 _CACHE_NAMES = ("cache", "past_key_values")
 # What models, their layers and outputs call the cache: `past_key_values` in 5.17 and 5.20, `cache` in 5.24.
@@ -23,33 +26,52 @@ def renamed_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {CACHE if name in _CACHE_NAMES else name: value for name, value in kwargs.items()}
 
 
-def prefill(
-    model: PreTrainedModel, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]
-) -> ModelOutput:
+def prefill(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]) -> Any:
     """The model's forward over the prompt. ``GenerationMixin._prefill``, seen in 5.17, 5.20, 5.24."""
     return model._prefill(input_ids, config, model_kwargs)
 
 
-def next_model_kwargs(model: PreTrainedModel, cache: Cache, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+def next_model_kwargs(model: Any, cache: Cache, model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """``model_kwargs`` for the token after this one. ``_update_model_kwargs_for_generation``: 5.17, 5.20, 5.24."""
-    return model._update_model_kwargs_for_generation(BaseModelOutputWithPast(**{CACHE: cache}), model_kwargs)
+    outputs: Any = BaseModelOutputWithPast
+    updated: dict[str, Any] = model._update_model_kwargs_for_generation(outputs(**{CACHE: cache}), model_kwargs)
+    return updated
 
 
-def compiles_by_itself(model: PreTrainedModel, model_kwargs: dict[str, Any], config: GenerationConfig) -> bool:
+def compiles_by_itself(model: Any, model_kwargs: dict[str, Any], config: GenerationConfig) -> bool:
     """Whether transformers would compile this generation. ``_valid_auto_compile_criteria``: 5.17, 5.20, 5.24."""
-    return model._valid_auto_compile_criteria(model_kwargs, config)
+    return bool(model._valid_auto_compile_criteria(model_kwargs, config))
 
 
-def pad_token(config: GenerationConfig) -> Tensor:
+def pad_token(config: Any) -> Tensor:
     """The padding token as ``generate`` has prepared it. ``_pad_token_tensor``: 5.17, 5.20, 5.24."""
-    return config._pad_token_tensor
+    token: Tensor = config._pad_token_tensor
+    return token
 
 
-def attention_name(config: PreTrainedConfig) -> str:
+def attention_name(config: Any) -> str:
     """``sdpa``, ``eager``, ``flash_attention_2``, … ``_attn_implementation``: 5.17, 5.20, 5.24."""
-    return config._attn_implementation
+    return str(config._attn_implementation)
 
 
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:
     """Tells torch.compile that this size differs from call to call. ``maybe_mark_dynamic``: torch 2.11 to 2.14."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def renamed_attention(config: Any, name: str) -> Any:
+    """A copy of ``config`` under which an attention layer looks up ``name``, and nothing else changes.
+
+    ``_attn_implementation_internal``, which the property ``_attn_implementation`` reads: 5.17, 5.20, 5.24.
+    """
+    renamed = copy.copy(config)
+    renamed._attn_implementation_internal = name
+    return renamed
+
+
+def own_attention(attention: Any) -> Any:
+    """The attention function that ``attention`` calls. Every modelling file has both names: 5.17, 5.20, 5.24."""
+    module = sys.modules[type(attention).__module__]
+    return module.ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, module.eager_attention_forward
+    )

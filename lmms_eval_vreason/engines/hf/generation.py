@@ -1,4 +1,4 @@
-"""``generate``: ``model.generate`` with the method's loop on transformers' ``custom_generate`` seam."""
+"""``generate``: ``model.generate`` with the method's loop in the place that ``custom_generate`` leaves for one."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from lmms_eval_vreason.engines.hf.compiled import static_cache
+from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
-from lmms_eval_vreason.engines.hf.prefix import copy_cache
-from lmms_eval_vreason.engines.hf.support import check_call, check_model
+from lmms_eval_vreason.engines.hf.support import check_call
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
@@ -48,7 +48,8 @@ def generate(
     """``model.generate`` under V-Reason, for a batch of any size (left-padded).
 
     Args:
-        model: A ``Qwen2_5_VLForConditionalGeneration``. It is left as it was, whatever happens.
+        model: A model of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever
+            happens.
         method: The method's hyperparameters.
         generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
         tokenizer: Needed with ``stop_strings``.
@@ -60,11 +61,12 @@ def generate(
 
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
-            layers cannot be steered, more ``layers`` than the model has, placeholders that disagree with the grids.
-        TypeError: ``model`` is not a Qwen2.5-VL model.
+            layers cannot be steered, placeholders that disagree with the grids.
+        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered.
+        RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
-    check_model(model, method.layers)
+    family_of(model)
     check_call(model, generation_config, kwargs)
     trained = check_choice(positions) == "trained" and kwargs.get("position_ids") is None
     if trained:
@@ -79,7 +81,8 @@ def generate(
         cache = static_cache(model, _longest(model, generation_config, kwargs))
         kwargs[CACHE] = cache if given is None else copy_cache(given, cache)
     with frozen(model):
-        sequences = model.generate(generation_config=generation_config, custom_generate=loop, **kwargs)
+        run: Any = model.generate
+        sequences = run(generation_config=generation_config, custom_generate=loop, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)
 
 
@@ -98,6 +101,8 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 def _positions(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
     """The prompts' trained positions, (4, batch, tokens)."""
+    if inputs.get("input_ids") is None:
+        raise ValueError("trained positions are told from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id
     if inputs.get("attention_mask") is None and (inputs["input_ids"][:, 0] == padding).any():
         raise ValueError("a prompt begins with padding, and nothing masks it: pass attention_mask")
@@ -110,7 +115,8 @@ def _longest(model: PreTrainedModel, generation_config: GenerationConfig | None,
     new_tokens = kwargs.get("max_new_tokens", config.max_new_tokens)
     if new_tokens is None:
         raise ValueError("compile='on' needs to know how many tokens there will be: pass max_new_tokens")
-    return kwargs["input_ids"].shape[1] + new_tokens
+    prompt: Tensor = kwargs["input_ids"]
+    return prompt.shape[1] + int(new_tokens)
 
 
 def _add_stop_strings(generation_config: GenerationConfig | None, tokenizer: Any, kwargs: dict[str, Any]) -> None:

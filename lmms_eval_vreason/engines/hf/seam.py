@@ -1,0 +1,208 @@
+"""The last layer's attention, seen through transformers' own seam, and the tail that follows it, as a function.
+
+Within :meth:`Seam.attached` the last decoder layer's attention finds this module's function (transformers'
+``AttentionInterface``) under the name that a copy of its config gives it; the model's config stays, and with it the
+masks. There q, K, V and the output A of the one query are at hand in every family alike. From A on nothing needs the
+cache: the layer can be called again with the same input, no cache and an attention that answers with a given A.
+Residuals, norms and MLP are the layer's own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, PreTrainedModel
+
+from lmms_eval_vreason.engines.hf.upstream import own_attention, renamed_attention
+from lmms_eval_vreason.families.family import Tail
+
+NAME = "vreason"
+# Arguments of an attention function under which A is not p V.
+_REFUSED = ("s_aux", "position_bias", "softcap")
+# The last attention layers of the models whose tail was found to be their own.
+_CHECKED: WeakSet[nn.Module] = WeakSet()
+Gradient = Callable[[Tensor], Tensor]
+
+
+class Reached(NamedTuple):
+    """The last layer's attention of one query.
+
+    Attributes:
+        output: (batch, 1, heads, head_dim), A as the model computed it.
+        exact: (batch, kv_heads, query heads a KV head, head_dim), A in float32 at least.
+        p: (batch, kv_heads, query heads a KV head, tokens), its probabilities, in float32 at least.
+        values: (batch, kv_heads, tokens, head_dim), the cache's own tensor.
+    """
+
+    output: Tensor
+    exact: Tensor
+    p: Tensor
+    values: Tensor
+
+
+def _attention(module: Any, *states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    seam: Seam = module.vreason
+    return seam.attend(module, *states, **kwargs)
+
+
+class Seam:
+    """The tail of one model from its last attention's output A to the logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises TypeError for a model that cannot be steered."""
+        self.model, self.tail = model, Tail(model)
+        self.attention: Any = self.tail.layer.self_attn
+        self.config = self.attention.config
+        self._own = own_attention(self.attention)
+        self._given: Tensor | None = None
+        self._reached: Reached | None = None
+        self._noted: list[Tensor] = []
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    @property
+    def checked(self) -> bool:
+        """Whether a due step of this model has run as far as the comparison with its own logits."""
+        return self.attention in _CHECKED
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it the attention goes through here. Afterwards the model is as it was, and nothing is kept."""
+        AttentionInterface.register(NAME, _attention)
+        layer, attention = self.tail.layer, self.attention
+        handles = [
+            layer.register_forward_pre_hook(self._note_call, with_kwargs=True, prepend=True),
+            self.tail.norm.register_forward_hook(self._note_hidden),
+        ]
+        attention.config, attention.vreason = renamed_attention(self.config, NAME), self
+        try:
+            yield
+        finally:
+            attention.config, self._given, self._reached, self._noted = self.config, None, None, []
+            self._call = ((), {})
+            del attention.vreason
+            for handle in handles:
+                handle.remove()
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """An attention function as transformers calls it."""
+        if self._given is not None:
+            return self._given, None
+        refused = [name for name in _REFUSED if kwargs.get(name) is not None]
+        if refused:
+            raise TypeError(f"V-Reason cannot steer attention with {', '.join(refused)}")
+        output, weights = self._own(module, query, key, value, mask, **kwargs)
+        if torch.is_grad_enabled():
+            output = output.detach().requires_grad_()
+        with torch.no_grad():
+            p = probabilities(query, key, mask, kwargs["scaling"])
+            exact = by_kv_head(output.detach(), p)
+            # In half precision A would have lost what an update adds to it.
+            exact = exact if exact.dtype == p.dtype else p @ value.to(p.dtype)
+        self._reached = Reached(output, exact, p, value)
+        return output, weights
+
+    def forward(self, inputs: dict[str, Any]) -> tuple[Reached, Tensor, Gradient]:
+        """One token's forward by the model itself.
+
+        Returns:
+            What was reached; the logits (batch, vocabulary); the gradient at A from that at the final norm's output.
+        """
+        if torch.compiler.is_compiling():
+            # What follows A in this call is dropped from the graph, which nobody reads.
+            self.model(**inputs, return_dict=True)
+            reached = self._taken()
+            hidden, to_output = linearised(self.hidden, reached.output)
+            return reached, self.tail.logits(hidden), to_output
+        # Weights are frozen: autograd records nothing but what follows A, which requires a gradient.
+        with torch.enable_grad():
+            logits = self.model(**inputs, return_dict=True).logits[:, -1].detach()
+        reached, (hidden,) = self._taken(), self._noted
+        self._noted = []
+        if not self.checked:
+            self._check(reached, logits)
+            _CHECKED.add(self.attention)
+        return reached, logits, lambda gradient: _gradient(hidden, reached.output, gradient[:, None])
+
+    def hidden(self, output: Tensor) -> Tensor:
+        """(batch, hidden_size), the final norm's output, from A: the layer's own forward with A for its attention."""
+        self._given, (args, kwargs) = output, self._call
+        outputs = self.tail.layer(*args, **kwargs)
+        self._given = None
+        hidden: Tensor = self.tail.norm(outputs[0] if isinstance(outputs, tuple) else outputs)
+        return hidden[:, -1]
+
+    def _taken(self) -> Reached:
+        reached, self._reached = self._reached, None
+        if reached is None:
+            raise RuntimeError("the model's last decoder layer was not called: report the model")
+        return reached
+
+    def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._given is None and self._reached is None:
+            args = tuple(None if isinstance(value, Cache) else value for value in args)
+            self._call = args, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+
+    def _note_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        # What a graph notes it has to compute, and this one would drop it.
+        if self._reached is not None and not torch.compiler.is_compiling():
+            self._noted = [output]
+
+    def _check(self, reached: Reached, logits: Tensor) -> None:
+        """Raises RuntimeError unless A is p V and the tail gives the model's own logits."""
+        own = by_kv_head(reached.output.detach(), reached.p).to(reached.p.dtype)
+        by_p = reached.p @ reached.values.to(reached.p.dtype)
+        again = self.tail.logits(self.hidden(reached.output.detach())).to(logits)
+        # transformers' eager attention takes its softmax in float32 whatever the model's dtype.
+        tolerance = max(100 * torch.finfo(torch.float32).eps, 8 * torch.finfo(self.model.dtype).eps)
+        for what, ours, theirs in (("its attention's output", by_p, own), ("its logits", again, logits)):
+            difference = (ours - theirs).abs().max().item()
+            scale = theirs.abs().max().item()
+            # A model whose logits are not finite is decoded as it is.
+            if scale < torch.inf and difference > tolerance * scale:
+                raise RuntimeError(
+                    f"V-Reason cannot steer this {self.model.config.model_type} model: computed from the cache, {what} "
+                    f"differ by {difference:.3g} from the model's own. Set policy=off, and report the model"
+                )
+
+
+def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Of one query: (batch, kv_heads, query heads a KV head, tokens), in float32 at least.
+
+    Args:
+        query: (batch, heads, 1, head_dim).
+        key: (batch, kv_heads, tokens, head_dim).
+        mask: (batch, 1, 1, tokens), bool or additive; or flash attention's, (batch, tokens).
+    """
+    dtype = torch.promote_types(key.dtype, torch.float32)
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+    scores = (grouped.to(dtype) * scaling) @ key.to(dtype).transpose(2, 3)
+    if mask is not None:
+        mask = mask[:, None, None] if mask.dim() == 2 else mask
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask.bool(), -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+def by_kv_head(output: Tensor, p: Tensor) -> Tensor:
+    """One query's A, or a gradient at it, (batch, 1, heads, head_dim) → (batch, kv_heads, group, head_dim)."""
+    return output.reshape(*p.shape[:3], output.shape[-1])
+
+
+def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Gradient]:
+    """function(x), and the gradient in x from that in function(x)."""
+    if torch.compiler.is_compiling():
+        result, pull_back, *_ = torch.func.vjp(function, x)
+        return result, lambda gradient: pull_back(gradient)[0]
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        y = function(leaf)
+    return y.detach(), lambda gradient: _gradient(y, leaf, gradient)
+
+
+def _gradient(y: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    (in_x,) = torch.autograd.grad(y, x, gradient.to(y))
+    return in_x
