@@ -191,7 +191,7 @@ def test_generation_settings_are_checked_and_padding_is_not_answered(build, vide
     model = build(on_error="raise", journal="off")
     with pytest.raises(ValueError, match="'temprature' is not known"):
         answers(model, questions(videos, 1), {"temprature": 1})
-    padded = requests(model, questions(videos, 2))
+    padded = requests(model, questions(videos, 3)[1:])
     padded[1].metadata["__padding_only__"] = True
     # An answer may be empty, its counts are not.
     assert [bool(result.token_counts) for result in model.generate_until(padded)] == [True, False]
