@@ -93,10 +93,10 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
     if check_choice(positions) != "trained" or kwargs.get("position_ids") is not None:
         return False
     if kwargs.get("input_ids") is None:
-        raise ValueError("trained positions are told from input_ids: pass every output of the processor by name")
+        raise ValueError("trained positions are computed from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id
     if kwargs.get("attention_mask") is None and (kwargs["input_ids"][:, 0] == padding).any():
-        raise ValueError("a prompt begins with padding, and nothing masks it: pass attention_mask")
+        raise ValueError("a prompt begins with padding that nothing masks: pass attention_mask")
     kwargs["position_ids"] = trained_positions(model.config, **kwargs)
     return True
 

@@ -1,4 +1,4 @@
-"""One prefill for the start that several prompts share: it is run once, and each prompt goes on from its cache."""
+"""Shared prefixes: what several prompts begin with is prefilled once, and each prompt continues from that cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lmms_eval_vreason.families.positions import check_choice, trained_positions
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt's start, prefilled. It is only read: every prompt that goes on from it has a cache of its own.
+    """A prefilled prompt prefix. It is only read: every prompt that continues it has its own cache.
 
     Attributes:
         input_ids: (tokens,).
@@ -35,7 +35,7 @@ class Prefix:
 
 @torch.no_grad()
 def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -> Prefix:
-    """Runs a prompt's start, vision tower included. The model's ``rope_deltas`` stay as they were.
+    """Prefills a prompt's prefix, vision tower included. The model's ``rope_deltas`` stay as they were.
 
     Args:
         inputs: The processor's outputs for one unpadded prompt, (1, tokens), cut where text follows: after the end of
@@ -54,7 +54,7 @@ def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -
 
 
 def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """What a prefix of so many tokens takes."""
+    """Bytes that the keys and values of a prefix take."""
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
@@ -62,7 +62,7 @@ def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
 
 
 def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixes: Sequence[Tensor]) -> dict[str, Any]:
-    """Keyword arguments of ``generate`` for a batch of prompts that go on from their prefixes.
+    """Keyword arguments of ``generate`` for a batch of prompts that continue their prefixes.
 
     A row is [padding][prefix][padding][suffix], so that all suffixes begin in one column and the prefixes' caches end
     there. Padding is masked, in the cache as well, and repeats the row's first token: what looks at the whole prompt (a
