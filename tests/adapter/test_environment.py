@@ -1,5 +1,8 @@
 """What is installed is checked before a checkpoint is looked for."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from lmms_eval_vreason.adapter import environment
@@ -8,6 +11,9 @@ from lmms_eval_vreason.adapter import environment
 @pytest.fixture
 def installed(monkeypatch):
     """Sets the version of one distribution; the warnings of the check come back."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    # An editable install keeps the requirements of the day on which it was made.
+    monkeypatch.setattr(environment, "requires", lambda name: project["dependencies"])
 
     def check(name, version):
         said = []
