@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList
 
-from lmms_eval_vreason.engines.hf.autocompile import AutoCompile
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.prompts.budgets import Budgets, outcome_without_budgets
 from lmms_eval_vreason.prompts.options import ThinkingOptions
 from lmms_eval_vreason.prompts.split import TAG, cut_at, opens_thinking
+from lmms_eval_vreason.run.autocompile import AutoCompile
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.run.inputs import check_context, process, render
 from lmms_eval_vreason.run.samples import Sample

@@ -60,7 +60,7 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
     if not torch.compiler.is_compiling() and not bool(active.any()):
         return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed)
     p = shift.window(reached.p, dim=3) * shift.video
-    # A is linear in the values: what of it they do not make up stays.
+    # A is linear in the values: what the window's video tokens do not contribute stays.
     still, first = reached.exact - p @ shift.window(reached.values).to(p.dtype), logits
     for number in range(method.steps_per_update):
         if number:
