@@ -5,7 +5,7 @@ A killed or crashed run may have left them half-written.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -127,8 +127,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file and the folders above it; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+def write_files(prefix: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
+    """Writes files and the folders above them.
+
+    Args:
+        prefix: the path that each file's name starts with.
+        contents: what follows the prefix, as ``.csv`` → text or bytes.
+
+    Returns:
+        The files' paths.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    paths = {prefix.with_name(prefix.name + ending): content for ending, content in contents.items()}
+    for path, content in paths.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(paths)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lmms_eval_vreason.journal.files import FOLDER, samples_files, with_trace
-from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_alpha, draw_change
+from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_updates
 from lmms_eval_vreason.report.files import find_samples, read_json, read_json_lines
 from lmms_eval_vreason.report.journals import find_journals
 from lmms_eval_vreason.report.runs import metric_names
@@ -132,7 +132,7 @@ def sample_figure(record: Mapping[str, Any], verdict: Verdict | None = None) -> 
     height = _TOP + sum(heights) + _GAP * (len(heights) - 1) + _BOTTOM
     inches = {"left": _LEFT / _WIDTH, "right": (_LEFT + _INNER) / _WIDTH, "top": 1 - _TOP / height,
               "bottom": _BOTTOM / height, "hspace": _GAP * len(heights) / sum(heights)}  # fmt: skip
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure = Figure(figsize=(_WIDTH, height))
         title = f"{record['task']}, document {record['doc_id']} · answer: {_short(record['answer'])}"
         title += f" · {verdict}" if verdict else ""
@@ -235,8 +235,7 @@ def _draw_traces(axes: Sequence[Axes], trace: Mapping[str, Any]) -> None:
         axes[0].plot(x, np.array(trace[name], dtype=float), line, color=colour, linewidth=width, label=label)
     axes[0].set_ylabel("nats")
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=3, fontsize=7)
-    draw_alpha(axes[1], trace)
-    draw_change(axes[2], trace)
+    draw_updates(axes[1], axes[2], trace)
     axes[3].plot(x, np.array(trace["shift"], dtype=float), color=COLOURS[2])
     reason = f" (not steered: {trace['note']})" if trace["note"] else ""
     axes[3].set(ylabel="‖ΔV‖ / ‖V‖", xlabel=f"Generated token{reason}")

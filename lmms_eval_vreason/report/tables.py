@@ -16,8 +16,8 @@ from rich.table import Table
 
 from lmms_eval_vreason.journal.summary import format_facts
 from lmms_eval_vreason.report.catalogue import SOURCE
-from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
-from lmms_eval_vreason.report.files import write_text
+from lmms_eval_vreason.report.compare import Comparison
+from lmms_eval_vreason.report.files import write_files
 from lmms_eval_vreason.report.render import render
 
 UNKNOWN = "–"
@@ -110,12 +110,10 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 def _ordered(comparison: Comparison) -> list[Cell]:
     """The table's cells, benchmark by benchmark, means last, published rows after the runs."""
-    table = comparison.table
-    names = [name for name in table["benchmark"].unique() if name not in (MEAN, MEAN_WITH_MRA)]
-    order = {name: index for index, name in enumerate([*names, MEAN, MEAN_WITH_MRA])}
-    complete = table.reindex(columns=table.columns.union(["p", "p_holm", "test", "difference", "low", "high"]))
-    ordered = complete.sort_values("benchmark", key=lambda column: column.map(order), kind="stable")
-    return [{str(name): value for name, value in record.items()} for record in ordered.to_dict("records")]
+    blocks = comparison.table.groupby("benchmark", sort=False)
+    return [
+        {str(name): value for name, value in cell.items()} for _, rows in blocks for cell in rows.to_dict("records")
+    ]
 
 
 def _named(cell: Cell) -> dict[str, str]:
@@ -227,10 +225,10 @@ def as_json(comparison: Comparison) -> str:
 
 def write_tables(comparison: Comparison, prefix: Path) -> list[Path]:
     """Writes ``PREFIX.md``, ``.csv``, ``.json`` and ``.tex``; returns their paths."""
-    texts = {
+    contents = {
         ".md": markdown(comparison),
         ".csv": comparison.table.to_csv(index=False),
         ".json": as_json(comparison),
         ".tex": latex(comparison),
     }
-    return [write_text(prefix.with_name(prefix.name + suffix), text) for suffix, text in texts.items()]
+    return write_files(prefix, contents)
