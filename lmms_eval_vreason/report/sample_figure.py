@@ -85,8 +85,7 @@ def _journals(path: Path) -> list[Path]:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     files = [path] if path.suffix == ".jsonl" and "_samples_" not in path.name else find_journals(path)
-    files = files or (samples_files(path) if path.is_dir() else [])
-    if not files:
+    if not (files := files or samples_files(path)):
         raise ValueError(f"{path} has no {FOLDER}: only runs of qwen2_5_vl_vreason leave traces")
     return files
 

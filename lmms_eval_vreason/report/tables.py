@@ -74,12 +74,12 @@ def _settings_table(comparison: Comparison) -> pd.DataFrame:
     """One row a run: how it was made."""
     rows = []
     for run in (run for group in comparison.groups for run in group.runs):
-        settings = {"model": UNKNOWN, "model_args": UNKNOWN} | run.settings
-        model, arguments = settings.pop("model"), settings.pop("model_args")
+        arguments = run.settings.get("model_args", UNKNOWN)
         if isinstance(arguments, dict):
             arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        rest = ", ".join(f"{name} {value}" for name, value in settings.items())
-        rows.append({"Run": run.label, "Model": model, "Model arguments": arguments, "Settings": rest})
+        model = {"Model": run.settings.get("model", UNKNOWN), "Model arguments": arguments}
+        rest = [f"{name} {value}" for name, value in run.settings.items() if name not in ("model", "model_args")]
+        rows.append({"Run": run.label, **model, "Settings": ", ".join(rest)})
     return pd.DataFrame(rows)
 
 
