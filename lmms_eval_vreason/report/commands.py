@@ -54,7 +54,7 @@ def _report(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lmms_eval_vreason.report.compare import compare
-    from lmms_eval_vreason.report.figures import CAPTIONS, png, report_figures, save
+    from lmms_eval_vreason.report.figures import png, report_figures, save
     from lmms_eval_vreason.report.files import write_files
     from lmms_eval_vreason.report.runs import read_run
     from lmms_eval_vreason.report.tables import print_terminal, report_page, write_tables
@@ -69,7 +69,7 @@ def _report(args: argparse.Namespace) -> int:
         images = {name: png(figure) for name, figure in figures.items()}
         for name, figure in figures.items():
             written += save(figure, args.output.with_name(f"{args.output.name}-{name}"), images[name])
-        written += write_files(args.output, {".html": report_page(comparison, images, CAPTIONS)})
+        written += write_files(args.output, {".html": report_page(comparison, images)})
         console.print("wrote " + ", ".join(map(str, written)), markup=False, highlight=False)
     return 0
 

@@ -24,14 +24,6 @@ _MARKERS = "osD^vPX"
 _PUBLISHED_MARKERS = "*ph8"
 _LEGEND_CHARACTERS = 84  # of 9 points on 6.5 inches
 STYLE = "lmms_eval_vreason.report.figures"  # figures.mplstyle
-CAPTIONS = {
-    "differences": "Difference of each run to the first by benchmark, with 95% intervals.",
-    "efficiency": "Score against length: further up is better, further left is cheaper.",
-    "entropy": "Mean entropy of the next token against the token's index, raw and as moving average.",
-    "peak": "Where the moving average of the entropy peaks, and how high (median, quartiles, 5 to 95%).",
-    "shift": "Relative shift of the value cache, ‖ΔV‖/‖V‖ over the video tokens, against the token's index.",
-    "steps": "Updates of one sample a run (median number of updates): the switch α, and ΔH on the same token.",
-}
 # (index of the run's label, label) → its journal's samples with traces.
 Traced = Mapping[tuple[int, str], pa.Table]
 

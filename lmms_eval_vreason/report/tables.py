@@ -92,20 +92,9 @@ def _all_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """How the figures were made, in sentences."""
-    notes = [
-        "Score: mean over samples; SE: standard error, clustered by video where the video is known.",
-        f"Δ: to {comparison.groups[0].name}, over the samples that both runs have; 95% interval by a bootstrap of "
-        "whole videos (expanded percentiles).",
-        "p: exact McNemar test where answers are right or wrong and each question has its own video, else a paired "
-        "permutation test over whole videos; Holm's correction over the benchmarks of a run. The means are not part of "
-        "the correction.",
-    ]
-    if comparison.table["seed_std"].notna().any():
-        notes.append("Several runs of one label: score is the mean over runs ± std between runs; tests use each "
-                     "sample's mean over runs.")  # fmt: skip
-    if comparison.table["published"].any():
-        notes.append(f"{MARK} {SOURCE}. Other prompts, frames and samples may have been used.")
-    return notes
+    first, table = comparison.groups[0].name, comparison.table
+    extra = {"seeds": table["seed_std"].notna().any(), "published": table["published"].any()}
+    return render("footnotes.txt", first=first, mark=MARK, source=SOURCE, **extra).splitlines()
 
 
 def _ordered(comparison: Comparison) -> list[Cell]:
@@ -163,13 +152,16 @@ def _rich(title: str, frame: pd.DataFrame, width: int) -> Table:
         parts = [*column.split(), *(texts[1:] if column not in _TEXT else " ".join(texts).split())]
         fixed = max(map(len, parts)) if narrow else None
         table.add_column(column, justify="left" if column in _TEXT else "right", width=fixed, overflow="fold")
-    previous = None
-    for first, *row in frame.values.tolist():
-        if previous not in (None, first):
+    for row in _without_repeats(frame).values.tolist():
+        if row[0] and table.row_count:
             table.add_section()
-        table.add_row("" if first == previous else escape(first), *map(escape, row))
-        previous = first
+        table.add_row(*map(escape, row))
     return table
+
+
+def _without_repeats(frame: pd.DataFrame) -> pd.DataFrame:
+    """A benchmark's name stands in its first row only."""
+    return frame.assign(Benchmark=frame["Benchmark"].where(frame["Benchmark"].ne(frame["Benchmark"].shift()), ""))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -182,26 +174,24 @@ def _sentences(comparison: Comparison) -> dict[str, list[str]]:
     return {"warnings": comparison.warnings, "notices": comparison.notices, "footnotes": notes}
 
 
-def report_page(comparison: Comparison, images: Mapping[str, bytes], captions: Mapping[str, str]) -> str:
+def report_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
     """The report as one self-contained HTML page.
 
     Args:
         comparison: what to show.
         images: name → PNG of a figure.
-        captions: name → what the figure shows.
     """
     tables = _all_tables(comparison)
     encoded = {name: base64.b64encode(content).decode() for name, content in images.items()}
     kinds = {column: (_TEXT | _LONG).get(column, "") for frame in tables.values() for column in frame.columns}
     names = [group.name for group in comparison.groups]
-    about = {"names": names, "kinds": kinds, "mark": MARK, "images": encoded, "captions": captions}
+    about = {"names": names, "kinds": kinds, "mark": MARK, "images": encoded}
     return render("report.html", tables=tables, **about, **_sentences(comparison))
 
 
 def latex(comparison: Comparison) -> str:
     """The score table as a LaTeX ``tabular`` for ``booktabs``, repeated benchmark names left blank."""
-    frame = score_table(comparison).drop(columns="Test")
-    frame.loc[frame["Benchmark"].eq(frame["Benchmark"].shift()), "Benchmark"] = ""
+    frame = _without_repeats(score_table(comparison).drop(columns="Test"))
     body = frame.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(frame.columns) - 2))
     for plain, command in _LATEX.items():
         body = body.replace(plain, command)

@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, compare
-from lmms_eval_vreason.report.figures import CAPTIONS, peaks, png, report_figures
+from lmms_eval_vreason.report.figures import peaks, png, report_figures
 from lmms_eval_vreason.report.journals import read_journal
 from lmms_eval_vreason.report.runs import read_run
 from lmms_eval_vreason.report.tables import latex, markdown, print_terminal, report_page, score_table
@@ -274,7 +274,7 @@ def test_page_stands_alone_and_escapes_what_others_wrote(tmp_path):
     runs = [read_run(f"<b>a={tmp_path / 'a'}"), read_run(f"b={tmp_path / 'b'}")]
     comparison = compare(runs, resamples=200)
     reader = Reader()
-    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()}, CAPTIONS)
+    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()})
     reader.feed(page)
     assert "script" not in reader.tags
     assert "&lt;b&gt;a" in page
