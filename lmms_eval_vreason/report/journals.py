@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,14 @@ def read_journal(paths: Sequence[Path], notices: list[str], traces: int = TRACES
         traces: about how many samples get their traces' arrays, evenly spaced. Figures need no more, and reading
             every number takes most of the time.
     """
-    samples = [
-        (path, line) for path in paths for line in read_json_lines(path, notices) if line.get("kind") == "sample"
-    ]
+    lines = ((path, line) for path in paths for line in read_json_lines(path, notices))
+    samples = [(path, line) for path, line in lines if line.get("kind") == "sample"]
     newest = {line["key"]: place for place, (_, line) in enumerate(samples)}
     stride = max(1, len(newest) // max(traces, 1))
-    # One batch a sample, so that the numbers of one trace at a time are Python objects.
-    batches = [
-        pa.RecordBatch.from_pylist([line if place % stride else with_trace(path, line)], schema=_SCHEMA)
-        for place, (path, line) in enumerate(samples[place] for place in sorted(newest.values()))
-    ]
+    kept = (samples[place] for place in sorted(newest.values()))
+    rows = (line if place % stride else with_trace(path, line) for place, (path, line) in enumerate(kept))
+    # A few at a time: Python's objects of all traces at once would fill the memory.
+    batches = [pa.RecordBatch.from_pylist(some, schema=_SCHEMA) for some in iter(lambda: list(islice(rows, 50)), [])]
     return pa.Table.from_batches(batches, schema=_SCHEMA).combine_chunks()
 
 

@@ -31,12 +31,7 @@ NO_FORM = {
     "vsibench": "VSI-Bench has no submission form: report the results file of lmms-eval",
 }
 _MVBENCH_QUESTIONS = 200
-_TEMPCOMPASS = {
-    "tempcompass_multi_choice": "multi-choice",
-    "tempcompass_yes_no": "yes_no",
-    "tempcompass_caption_matching": "caption_matching",
-    "tempcompass_captioning": "captioning",
-}
+_TEMPCOMPASS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 Documents = Callable[[Mapping[str, Any]], Any]
 
 
@@ -139,7 +134,7 @@ def _mvbench(files: list[SamplesFile], chain: bool, documents: Documents, notice
     if len(scores) != 20:
         raise ValueError(f"MVBench has 20 subtasks, the run {len(scores)}: {', '.join(scores)}")
     shares = {name: 100 * float(np.mean(own)) for name, own in scores.items()}
-    return {"upload_leaderboard.json": shares | {"Avg": 100 * float(np.mean(list(scores.values())))}}
+    return {"upload_leaderboard.json": shares | {"Avg": 100 * float(np.concatenate(list(scores.values())).mean())}}
 
 
 def _mvbench_name(task: str) -> str:
@@ -155,8 +150,9 @@ def _tempcompass(files: list[SamplesFile], chain: bool, documents: Documents, no
             gold = doc.get("answer", doc.get("mc_answer"))
             entry = {"question": doc["question"], "answer": gold, "prediction": response}
             videos.setdefault(doc["video_id"], {}).setdefault(doc["dim"], []).append(entry)
-        contents[f"{_TEMPCOMPASS[part_of(file.task)]}.json"] = videos
-    missing = [name for name in _TEMPCOMPASS.values() if f"{name}.json" not in contents]
+        kind = part_of(file.task).removeprefix("tempcompass_").replace("multi_choice", "multi-choice")
+        contents[f"{kind}.json"] = videos
+    missing = [name for name in _TEMPCOMPASS if f"{name}.json" not in contents]
     if missing:
         notices.append(f"TempCompass has four question types; the run lacks {', '.join(missing)}")
     return contents

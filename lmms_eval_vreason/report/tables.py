@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _LATEX = {"±": r"$\pm$", "Δ": r"$\Delta$", UNKNOWN: "--", MARK: r"$^\dagger$",
 _WIDE = 110  # columns of a terminal that also shows which test was made
 _TEXT = dict.fromkeys(("Benchmark", "Run", "Test", "Model"), "text")
 _LONG = dict.fromkeys(("Model arguments", "Settings", "Steering"), "long")
-Cell = dict[str, Any]
+Cell = dict[Hashable, Any]
 
 
 def _number(template: str) -> Callable[[float], str]:
@@ -100,9 +100,7 @@ def footnotes(comparison: Comparison) -> list[str]:
 def _ordered(comparison: Comparison) -> list[Cell]:
     """The table's cells, benchmark by benchmark, means last, published rows after the runs."""
     blocks = comparison.table.groupby("benchmark", sort=False)
-    return [
-        {str(name): value for name, value in cell.items()} for _, rows in blocks for cell in rows.to_dict("records")
-    ]
+    return [cell for _, rows in blocks for cell in rows.to_dict("records")]
 
 
 def _named(cell: Cell) -> dict[str, str]:
