@@ -109,7 +109,7 @@ def find_verdict(argument: str, record: Mapping[str, Any], notices: list[str]) -
             notices.append(f"gold and score are not shown: {error}")
         return None
     metrics = metric_names(read_json(file.results), file.task) if file.results else []
-    for sample in read_json_lines(file.path, []):
+    for sample in reversed(list(read_json_lines(file.path, []))):  # the last of a doc_id counts
         if sample.get("doc_id") == record["doc_id"] and (scored := score_of(sample, file.task, file.task, metrics)):
             return Verdict(str(sample.get("target", "unknown")), scored[2])
     return None

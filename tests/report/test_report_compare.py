@@ -213,6 +213,7 @@ def test_seeds_of_one_label(tmp_path):
     assert row["difference"] == pytest.approx(np.mean(means) - 100 * BASE["videomme"].mean())
     shown = score_table(comparison)
     assert f"{row['score']:.1f} ± {row['seed_std']:.1f}" in shown["Score ± SE"].tolist()
+    assert "score is the mean over runs ± std between runs" in markdown(comparison)
 
 
 def test_seeds_without_common_samples_are_an_error(tmp_path):
@@ -289,6 +290,8 @@ def test_latex_is_escaped_and_balanced(two):
     widths = {line.count("&") for line in body.splitlines() if line.rstrip().endswith(r"\\")}
     assert widths == {6}
     assert r"95\% CI" in body
+    assert body.count("Video-MME") == 1  # a block's name stands in its first row
+    assert "Several runs of one label" not in text
     assert not re.search(r"[±Δ–†]|[^$]<", body)
     assert not re.search(r"[\s\[]-\d", body)
     assert "$-$" in body
