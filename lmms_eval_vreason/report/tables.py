@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,18 @@ _LONG = dict.fromkeys(("Model arguments", "Settings", "Steering"), "long")
 Cell = dict[Hashable, Any]
 
 
-def _number(template: str) -> Callable[[float], str]:
-    return lambda value: UNKNOWN if pd.isna(value) else template.format(value)
+def _number(template: str, value: float) -> str:
+    return UNKNOWN if pd.isna(value) else template.format(value)
 
 
-# Heading → column of the comparison's table, and how its values are written.
-_COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "Output tokens": ("output_tokens", _number("{:.1f}")),
-    "Thinking tokens": ("thinking_tokens", _number("{:.1f}")),
-    "Answered": ("answered", _number("{:.1f}%")),
-    "Cut": ("cut", _number("{:.1f}%")),
-    "Seconds a sample": ("seconds", _number("{:.2f}")),
-    "Peak memory": ("peak_memory_gb", _number("{:.2f} GB")),
+# Heading → column of the comparison's table, and the format of its values.
+_COSTS = {
+    "Output tokens": ("output_tokens", "{:.1f}"),
+    "Thinking tokens": ("thinking_tokens", "{:.1f}"),
+    "Answered": ("answered", "{:.1f}%"),
+    "Cut": ("cut", "{:.1f}%"),
+    "Seconds a sample": ("seconds", "{:.2f}"),
+    "Peak memory": ("peak_memory_gb", "{:.2f} GB"),
 }
 
 
@@ -50,7 +50,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(
         {
             **_named(cell),
-            "n": _number("{:.0f}")(cell["samples"]),
+            "n": _number("{:.0f}", cell["samples"]),
             "Score ± SE": _score(cell),
             "Δ to first [95% CI]": _difference(cell),
             "p": _p(cell["p"]),
@@ -64,7 +64,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
 def cost_table(comparison: Comparison) -> pd.DataFrame:
     """One row a benchmark and run: tokens, share answered and cut, seconds a sample, peak memory."""
     return pd.DataFrame(
-        {**_named(cell), **{heading: shown(cell[column]) for heading, (column, shown) in _COSTS.items()}}
+        {**_named(cell), **{heading: _number(template, cell[column]) for heading, (column, template) in _COSTS.items()}}
         for cell in _ordered(comparison)
         if not (cell["published"] and pd.isna(cell["output_tokens"]))
     )
@@ -114,15 +114,15 @@ def _score(cell: Cell) -> str:
 
 
 def _difference(cell: Cell) -> str:
-    shown = _number("{:+.1f}" if cell["unit"] == "%" else "{:+.3f}")
-    if pd.isna(cell["difference"]):
+    template = "{:+.1f}" if cell["unit"] == "%" else "{:+.3f}"
+    shown, low, high = (_number(template, cell[name]) for name in ("difference", "low", "high"))
+    if shown == UNKNOWN:
         return UNKNOWN
-    bounds = UNKNOWN if pd.isna(cell["low"]) else f"{shown(cell['low'])}, {shown(cell['high'])}"
-    return f"{shown(cell['difference'])} [{bounds}]"
+    return f"{shown} [{UNKNOWN if low == UNKNOWN else f'{low}, {high}'}]"
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else _number("{:.3f}")(value)
+    return "<0.001" if value < 0.001 else _number("{:.3f}", value)
 
 
 def print_terminal(comparison: Comparison, console: Console) -> None:
