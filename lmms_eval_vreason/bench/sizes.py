@@ -79,6 +79,10 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+# The shapes that are published: they get the published vision tower, which `narrow` and `medium` lack.
+PUBLISHED = ("3b", "7b", "32b", "72b")
+
+
 def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str) -> Any:
     """A Qwen2.5-VL model of this shape with :func:`with_random_weights`; ``attention`` is ``attn_implementation``."""
     config = build_config(build_tokenizer(), shape)
