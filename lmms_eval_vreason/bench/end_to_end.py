@@ -102,16 +102,15 @@ def _check_room(shape: Shape, name: str, device: str, folder: Path) -> None:
     # In bfloat16, with input embeddings and vision tower.
     weights = shape.weights() + (0 if shape.tie_word_embeddings else shape.head_weights())
     size = 2 * (weights + (_VISION_WEIGHTS if name in PUBLISHED else 0))
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise ValueError(
-            f"--shape {name}: its checkpoint has {size / 1e9:.0f} GB and {folder.parent} {free / 1e9:.0f} GB "
-            "free: set TMPDIR to a folder with room, or give --layers"
-        )
-    if device.startswith("cuda") and size > (memory := torch.cuda.get_device_properties(device).total_memory):
-        raise ValueError(
-            f"--shape {name} has {size / 1e9:.0f} GB of weights and {device} {memory / 1e9:.0f} GB: give --layers"
-        )
+    room = {str(folder.parent): shutil.disk_usage(folder).free}
+    if device.startswith("cuda"):
+        room[device] = torch.cuda.get_device_properties(device).total_memory
+    for where, free in room.items():
+        if size > free:
+            raise ValueError(
+                f"--shape {name}: its checkpoint has {size / 1e9:.0f} GB and {where} {free / 1e9:.0f} GB: "
+                "set TMPDIR to a folder with room, or give --layers"
+            )
 
 
 def rounds(setup: Setup, rows: list[Row], count: int) -> Iterator[dict[Row, list[Measurement]]]:

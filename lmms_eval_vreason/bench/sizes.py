@@ -5,13 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForImageTextToText,
-    Cache,
-    DynamicCache,
-    Qwen2_5_VLConfig,
-    StaticCache,
-)
+from transformers import AutoModelForImageTextToText, Cache, DynamicCache, Qwen2_5_VLConfig, StaticCache
 from transformers.initialization import no_init_weights
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE

@@ -146,6 +146,11 @@ def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
     return [video.permute(0, 2, 3, 1).round().to(torch.uint8).numpy() for video in videos]
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of ``values``."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
 def report(checkpoint: str | None, count: int) -> dict[str, Any]:
     """Accuracy on ``count`` test questions from files, from pictures in memory, and with another question's video."""
     reasoner, items = Reasoner.load(checkpoint), make_items("test", count)
@@ -158,7 +163,7 @@ def report(checkpoint: str | None, count: int) -> dict[str, Any]:
     return {
         "questions": count,
         "accuracy": answers.accuracy,
-        "standard_error": float(pd.Series(answers.right).sem()),
+        "standard_error": standard_error(answers.right),
         "by_kind": answers.by_kind,
         "format_valid": answers.format_valid,
         "tokens": {"mean": float(tokens.mean()), "least": int(tokens.min()), "most": int(tokens.max())},

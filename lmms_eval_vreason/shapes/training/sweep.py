@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.shapes.dataset import Item, make_items
-from lmms_eval_vreason.shapes.evaluate import Reasoner
+from lmms_eval_vreason.shapes.evaluate import Reasoner, standard_error
 
 BASE = VReason(policy="off")
 POLICIES = ("switch", "minimize", "maximize", "random")
@@ -74,8 +74,8 @@ def measure(reasoner: Reasoner, items: list[Item], method: VReason, batch_size: 
 
 def paired(right: list[int], base: list[int]) -> tuple[float, float]:
     """Mean difference in points, question by question, and its standard error."""
-    difference = 100 * (pd.Series(right) - pd.Series(base))
-    return float(difference.mean()), float(difference.sem())
+    difference = [100.0 * (one - other) for one, other in zip(right, base, strict=True)]
+    return float(np.mean(difference)), standard_error(difference)
 
 
 def table(found: list[SettingResult]) -> str:
@@ -86,15 +86,16 @@ def table(found: list[SettingResult]) -> str:
 
 
 def _table_row(result: SettingResult, base: SettingResult) -> dict[str, str]:
-    right = 100 * pd.Series(result.right)
+    right = [100.0 * hit for hit in result.right]
+    accuracy = f"{np.mean(right):.1f}"
     row = dict.fromkeys(("policy", "learning rate", "every", "accuracy", "paired difference", "changed"), "")
     if result is base:
-        row |= {"policy": "off (base)", "accuracy": f"{right.mean():.1f} ± {right.sem():.1f}"}
+        row |= {"policy": "off (base)", "accuracy": f"{accuracy} ± {standard_error(right):.1f}"}
     else:
         mean, error = paired(result.right, base.right)
         changed = np.mean([one != other for one, other in zip(result.texts, base.texts, strict=True)])
         policy, rate, every = result.setting.values()
-        row |= {"policy": policy, "learning rate": f"{rate:g}", "every": str(every), "accuracy": f"{right.mean():.1f}"}
+        row |= {"policy": policy, "learning rate": f"{rate:g}", "every": str(every), "accuracy": accuracy}
         row |= {"paired difference": f"{mean:+.1f} ± {error:.1f}", "changed": f"{changed:.1%}"}
     means = {"tokens": f"{result.tokens:.1f}", "entropy": f"{result.entropy:.3f}"}
     return {**row, **means, "updates": f"{result.updates:.1f}", "shift": f"{result.shift:.3f}"}
