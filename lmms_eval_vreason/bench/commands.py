@@ -57,13 +57,16 @@ def add_commands(subparsers: "Subparsers") -> None:
     bench.set_defaults(run=_bench)
     add = bench.add_argument
     count: dict[str, Any] = {"type": _positive, "metavar": "N"}
-    shapes, dtypes = ("tiny", "narrow", "medium", "3b", "7b", "32b", "72b"), ("float32", "bfloat16", "float16")
+    attentions, dtypes = ("sdpa", "eager", "flash_attention_2"), ("float32", "bfloat16", "float16")
+    shapes = ("tiny", "narrow", "medium", "3b", "7b", "32b", "72b")
     add("--end-to-end", action="store_true", help="measure whole runs of lmms-eval's command")
     add("--shape", choices=shapes, help="the model's shape (medium; end to end narrow)")
     add("--layers", **count, help="keep only the last N layers; the ratios of steps are scaled")
     add("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: CUDA if there is one")
     add("--dtype", choices=dtypes, help="float32 on a CPU, bfloat16 on CUDA; end to end each class's own")
-    add("--attention", help="attn_implementation (sdpa; end to end flash attention if there is one)")
+    add(
+        "--attention", choices=attentions, help="attn_implementation (sdpa; end to end flash attention if there is one)"
+    )
     add("--video-tokens", **count, help="video tokens of each sample (256; end to end about 400)")
     add("--tokens", **count, help="tokens timed in each run (8), or end to end generated for each sample (128)")
     add("--rounds", **count, help="runs of each row (25; end to end 3)")
