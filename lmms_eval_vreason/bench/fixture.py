@@ -12,12 +12,7 @@ import torch
 from tqdm import tqdm
 
 from lmms_eval_vreason.bench.sizes import Shape, with_random_weights
-from lmms_eval_vreason.shapes.architecture import (
-    build_config,
-    build_generation_config,
-    build_processor,
-    save_checkpoint,
-)
+from lmms_eval_vreason.shapes.architecture import build_config, build_generation_config, build_processor
 from lmms_eval_vreason.shapes.questions import ask
 from lmms_eval_vreason.shapes.render import CELL, FRAME, render, write_mp4
 from lmms_eval_vreason.shapes.world import MOMENTS, make_scene
@@ -112,7 +107,8 @@ def _save_checkpoint(folder: Path, shape: Shape, device: str) -> None:
         rows[len(tokenizer) :] = 0
         rows[tokenizer.all_special_ids] = 0
     model.generation_config = build_generation_config(tokenizer)
-    save_checkpoint(model, processor, folder, dtype="bfloat16")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     del model, rows
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # The runs need it, and this process goes on beside them.
