@@ -64,9 +64,7 @@ def add_commands(subparsers: "Subparsers") -> None:
     add("--layers", **count, help="keep only the last N layers; the ratios of steps are scaled")
     add("--device", default="auto", help="cpu, cuda, cuda:1, …; auto: CUDA if there is one")
     add("--dtype", choices=dtypes, help="float32 on a CPU, bfloat16 on CUDA; end to end each class's own")
-    add(
-        "--attention", choices=attentions, help="default sdpa; end to end flash attention if there is one"
-    )
+    add("--attention", choices=attentions, help="default sdpa; end to end flash attention if there is one")
     add("--video-tokens", **count, help="video tokens of each sample (256; end to end about 400)")
     add("--tokens", **count, help="tokens timed in each run (8), or end to end generated for each sample (128)")
     add("--rounds", **count, help="runs of each row (25; end to end 3)")
