@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BatchFeature, LogitsProcessorList, StoppingCriteriaList
+from transformers import BatchFeature, LogitsProcessorList, PreTrainedModel, ProcessorMixin, StoppingCriteriaList
 
 from lmms_eval_vreason.engines.hf.autocompile import AutoCompile
 from lmms_eval_vreason.method import Trace, VReason
@@ -75,8 +75,8 @@ class Generator:
 
     def __init__(
         self,
-        model,
-        processor,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
         method: VReason,
         thinking: ThinkingOptions,
         device: torch.device,
@@ -241,7 +241,7 @@ class Generator:
         """That may be generated for it."""
         if self.thinking.thinking:
             return self.thinking.max_thinking_tokens + self.thinking.max_answer_tokens
-        return sample.settings.generation.get("max_new_tokens", _DEFAULT_NEW_TOKENS)
+        return int(sample.settings.generation.get("max_new_tokens", _DEFAULT_NEW_TOKENS))
 
     def _generators(self, samples: Sequence[Sample]) -> list[torch.Generator] | None:
         """One a sample, seeded by who the sample is: its draws don't depend on order, batch or process."""

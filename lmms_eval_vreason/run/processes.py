@@ -17,6 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 from loguru import logger
+from torch._C._distributed_c10d import HashStore, Store, TCPStore  # What torch.distributed gives, with types.
 
 from lmms_eval_vreason.run.records import Waiting
 
@@ -38,7 +39,7 @@ class Team:
         rank, size: This process' number, and how many there are.
     """
 
-    def __init__(self, store: dist.Store, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, store: Store, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None) -> None:
         """Args: ``store``, shared by all; ``group``, for what all exchange, where there are several processes."""
         self.rank, self.size = rank, size
         self._store, self._group = store, group
@@ -46,20 +47,21 @@ class Team:
     @classmethod
     def alone(cls) -> "Team":
         """This process and no other."""
-        return cls(dist.HashStore())
+        return cls(HashStore())
 
     @classmethod
     def connect(cls, rank: int, size: int) -> "Team":
         """All processes of torch's default group; each of them has to call this."""
         # On the CPU, whatever the default group runs on: what is exchanged is text, the GPUs are full, and gloo notices
         # at once when a process is gone.
-        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         host = os.environ.get("MASTER_ADDR") or socket.gethostname()
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
-        address = [(host, store.port) if store is not None else None]
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+        address: list[Any] = [(host, store.port) if store is not None else None]
         dist.broadcast_object_list(address, src=0, group=group)
         if store is None:
-            store = dist.TCPStore(*address[0], is_master=False, wait_for_workers=False)
+            host, port = address[0]
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False)
         return cls(store, rank, size, group)
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ class Team:
     def count(self, name: str, more: int = 1) -> int:
         """Adds to a number that all processes share; the new number."""
         with self._reaching_peers():
-            return self._store.add(name, more)
+            return int(self._store.add(name, more))
 
     def candidates(self, groups: Sequence[Sequence[Waiting]]) -> Iterator[Waiting]:
         """Samples for this process to take: group by group, then those that other processes have not begun.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import BatchFeature, PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from lmms_eval_vreason.engines.hf.prefix import Prefix, continued, prefill, prefix_bytes
 from lmms_eval_vreason.media.media import Media
@@ -18,10 +18,10 @@ from lmms_eval_vreason.run.inputs import check_context, process, render
 from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.stopwatch import now
 
-# Media and text that two prefixes must have in common to be the same.
-Key = tuple[tuple[Media, ...], str]
-# A prompt: the key of its prefix (None: not shared), the prefix's text, the suffix's text.
-Split = tuple[Key | None, str, str]
+# Media and text that two prefixes must have in common to be the same; None for a prefix that is never shared.
+Key = tuple[tuple[Media, ...], str] | None
+# A prompt: the key of its prefix, the prefix's text, the suffix's text.
+Split = tuple[Key, str, str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class SharedPrefixes:
     sample's, if further questions wait for it. A prefix that only one waiting sample has is not prefilled apart.
     """
 
-    def __init__(self, model: PreTrainedModel, processor, device: torch.device, positions: str = "trained") -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, device: torch.device, positions: str = "trained"
+    ) -> None:
         """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generation.generate`."""
         self.model, self.processor, self.device, self.positions = model, processor, device, positions
         self._vision_end = processor.tokenizer.convert_ids_to_tokens(model.config.vision_end_token_id)
