@@ -70,12 +70,15 @@ class Schedule:
         return f"{line} ({reasons})" if reasons else line
 
 
-def make_plan(samples: Iterable[Sample | UnbuiltSample], journal: Journal | None, settings: str, rank: int) -> Plan:
+def make_plan(
+    samples: Iterable[Sample | UnbuiltSample], journal: Journal | None, settings: str, rank: int, oom: str = "error"
+) -> Plan:
     """Looks each sample up in the journal.
 
     Args:
         settings: Digest of what besides the sample itself changes its answer.
         rank: This process'.
+        oom: As in :class:`~lmms_eval_vreason.run.options.RunOptions`. Answers given with Lite count only with ``lite``.
     """
     plan = Plan({}, [], [], Counter())
     for sample in samples:
@@ -84,11 +87,14 @@ def make_plan(samples: Iterable[Sample | UnbuiltSample], journal: Journal | None
             continue
         key = sample_key(sample, settings)
         record = journal.finished.get(key) if journal is not None else None
-        if record is not None:
+        of_lite = record is not None and bool(record.get("remark")) and oom != "lite"
+        if record is not None and not of_lite:
             plan.finished[sample.index] = record
             continue
         plan.waiting.append(Waiting(sample, key, rank))
-        if journal is not None and (reason := journal.why_not(key, who(sample))):
+        if of_lite:
+            plan.dropped["had been answered with oom=lite"] += 1
+        elif journal is not None and (reason := journal.why_not(key, who(sample))):
             plan.dropped[reason] += 1
     return plan
 

@@ -76,7 +76,7 @@ class Run:
         return kept if refused else f"{kept}. Run the same command again to go on from there"
 
     def _answer(self, samples: Sequence[Sample | UnbuiltSample], settings: str) -> None:
-        plan = make_plan(samples, self.journal, settings, self.team.rank)
+        plan = make_plan(samples, self.journal, settings, self.team.rank, self.options.run.oom)
         thinking = self.options.thinking.return_thinking
         self.ledger.resume(
             {

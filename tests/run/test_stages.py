@@ -68,6 +68,16 @@ def test_a_plan_says_what_the_journal_answers_and_why_it_does_not_answer_the_res
     assert make_plan([sample(0)], None, "settings", 0).finished == {}
 
 
+@pytest.mark.parametrize(("remark", "oom", "resumed"), [("lite", "error", 0), ("lite", "lite", 1), ("", "error", 1)])
+def test_an_answer_given_with_lite_is_resumed_only_with_lite(tmp_path, remark, oom, resumed):
+    header = {"run": "1" * 64, "settings": {}}
+    own = {**who(sample(0)), "key": sample_key(sample(0), "settings"), "trace": None, "error": None, "remark": remark}
+    Journal(tmp_path, header).add(own)
+    plan = make_plan([sample(0)], Journal(tmp_path, header), "settings", 0, oom)
+    assert (len(plan.finished), len(plan.waiting)) == (resumed, 1 - resumed)
+    assert sum(plan.dropped.values()) == 1 - resumed
+
+
 def test_neighbours_of_other_settings_or_of_a_much_longer_prompt_are_not_batched_together():
     warm = GenerationSettings((), {"do_sample": True})
     lengths = [12_500, 310, 300, 290, 1090, 1200]
