@@ -62,20 +62,17 @@ def sample_record(outcome: "Outcome", return_thinking: bool) -> Entry:
     waiting, completion = outcome.question.waiting, outcome.completion
     if completion is None:
         return Entry({**_head(waiting), **_failed(outcome.error)}, None)
-    seconds = {"read": outcome.question.read_seconds, **completion.seconds}
+    parts, seconds = asdict(completion.outcome), {"read": outcome.question.read_seconds, **completion.seconds}
     record = {
         **_head(waiting),
-        "thinking": completion.thinking,
-        "answer": completion.answer,
-        "text": joined(completion.thinking, completion.answer, return_thinking),
-        "thinking_cut": completion.thinking_cut,
-        "answer_cut": completion.answer_cut,
         "tokens": {
             "input": completion.input_tokens,
-            "output": completion.output_tokens,
-            "thinking": completion.thinking_tokens,
+            "output": len(completion.tokens),
+            "thinking": parts.pop("thinking_tokens"),
             "prefilled": completion.prefilled_tokens,
         },
+        **parts,
+        "text": joined(parts["thinking"], parts["answer"], return_thinking),
         "seconds": {name: round(value, 6) for name, value in seconds.items()},
         "peak_memory_bytes": completion.peak_memory_bytes,
         "trace": trace_summary(completion.trace),

@@ -5,7 +5,8 @@ there) share one run of the vision tower and one prefill. The suffix after it is
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,19 +26,19 @@ Split = tuple[Key, str, str]
 
 
 @dataclass(frozen=True)
-class SharedInputs:
-    """A batch whose prefixes are prefilled.
+class BatchInputs:
+    """What a batch is generated from.
 
     Attributes:
         arguments: Keyword arguments of ``generate``.
-        prefilled_tokens: A sample's prompt tokens that run through the model: its suffix's, and its prefix's where the
-            sample was the first to need it.
-        seconds: Wall time of the prefixes' prefill, vision tower included.
+        prefilled_tokens: A sample's prompt tokens that run through the model: all, or its suffix's and, where the
+            sample was the first to need it, its shared prefix's.
+        prefix_seconds: Wall time of the shared prefixes' prefill, vision tower included.
     """
 
-    arguments: dict[str, Any]
+    arguments: Mapping[str, Any]
     prefilled_tokens: list[int]
-    seconds: float
+    prefix_seconds: float = 0.0
 
 
 @dataclass
@@ -77,13 +78,9 @@ class SharedPrefixes:
         self._bound = gigabytes * 1e9
         counts: Counter[Key] = Counter()
         for sample in samples:
-            try:
-                key, _, _ = self._split(sample)
-            except Exception:  # The chat template refuses the prompt: the sample fails when it is answered.
-                continue
-            if key is not None:
-                counts[key] += 1
-        self._waiting = Counter({key: count for key, count in counts.items() if count > 1})
+            with suppress(Exception):  # The chat template refuses the prompt: the sample fails when it is answered.
+                counts[self._split(sample)[0]] += 1
+        self._waiting = Counter({key: count for key, count in counts.items() if key is not None and count > 1})
 
     def free(self) -> None:
         """Drops what is held, and expects no further sample."""
@@ -100,19 +97,21 @@ class SharedPrefixes:
         for key in [key for key in self._held if not self._waiting[key]]:
             del self._held[key]
 
-    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> SharedInputs | None:
+    def wanted(self, samples: Sequence[Sample]) -> bool:
+        """Whether a prefix of the batch is held, or is one that further questions wait for."""
+        keys = [self._split(sample)[0] for sample in samples] if self._bound else []
+        return any(key in self._held or self._waiting[key] > 1 for key in keys)
+
+    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs | None:
         """Prefills the prefixes that are not held, and gives the batch that continues from them.
 
         Returns:
-            None: fall back to an unshared prefill, because nothing in the batch is shared or its prefixes do not fit
-            into the bound.
+            None: fall back to an unshared prefill, because the batch's prefixes do not fit into the bound.
 
         Raises:
             ValueError: A prompt that does not fit into the model's context.
         """
         split = [self._split(sample) for sample in samples]
-        if not self._bound or not any(key in self._held or self._waiting[key] > 1 for key, _, _ in split):
-            return None
         rows = self._prefill(split, media)
         if rows is None:
             return None
@@ -125,7 +124,13 @@ class SharedPrefixes:
         check_context(self.model, arguments["attention_mask"])
         own = [fresh + len(suffix) for fresh, suffix in zip(rows.fresh, suffixes, strict=True)]
         self._keep_for_the_next(split)
-        return SharedInputs(arguments, own, rows.seconds)
+        return BatchInputs(arguments, own, rows.seconds)
+
+    def unshared_inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
+        """The batch by itself: whole prompts, and no prefix. Raises ValueError as :meth:`inputs`."""
+        inputs = process(self.processor, [render(self.processor, sample) for sample in samples], media)
+        check_context(self.model, inputs["attention_mask"])
+        return BatchInputs(inputs.to(self.device), inputs["attention_mask"].sum(dim=1).tolist())
 
     def _split(self, sample: Sample) -> Split:
         before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
