@@ -13,7 +13,7 @@ from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.records import Waiting, sample_key, who
-from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
+from lmms_eval_vreason.run.samples import Sample
 
 # An estimate that only has to order prompts.
 _BYTES_A_TOKEN = 4
@@ -29,18 +29,16 @@ class Plan:
     Attributes:
         finished: Index of a request → its record in the journal.
         waiting: Samples to answer.
-        unbuilt: Requests without a prompt; each fails.
         dropped: Why an earlier record of a waiting sample is not its answer → how many.
     """
 
     finished: dict[int, dict[str, Any]]
     waiting: list[Waiting]
-    unbuilt: list[UnbuiltSample]
     dropped: Counter[str]
 
     @property
     def total(self) -> int:
-        return len(self.finished) + len(self.waiting) + len(self.unbuilt)
+        return len(self.finished) + len(self.waiting)
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,7 @@ class Schedule:
         return f"{line} ({reasons})" if reasons else line
 
 
-def make_plan(
-    samples: Iterable[Sample | UnbuiltSample], journal: Journal | None, settings: str, rank: int, oom: str = "error"
-) -> Plan:
+def make_plan(samples: Iterable[Sample], journal: Journal | None, settings: str, rank: int, oom: str) -> Plan:
     """Looks each sample up in the journal.
 
     Args:
@@ -80,11 +76,8 @@ def make_plan(
         rank: This process'.
         oom: As in :class:`~lmms_eval_vreason.run.options.RunOptions`. Answers given with Lite count only with ``lite``.
     """
-    plan = Plan({}, [], [], Counter())
+    plan = Plan({}, [], Counter())
     for sample in samples:
-        if isinstance(sample, UnbuiltSample):
-            plan.unbuilt.append(sample)
-            continue
         key = sample_key(sample, settings)
         record = journal.finished.get(key) if journal is not None else None
         of_lite = record is not None and bool(record.get("remark")) and oom != "lite"
@@ -110,8 +103,8 @@ def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
         lengths = prompt_lengths([w.sample for w in waiting], options)
         waiting = [replace(w, length=length) for w, length in zip(waiting, lengths, strict=True)]
     # Media that a task holds in memory are not sent to other processes.
-    movable = [w for w in waiting if all(item.is_path for item in w.sample.media)]
-    fixed = [w for w in waiting if not all(item.is_path for item in w.sample.media)]
+    movable = [w for w in waiting if w.sample.movable]
+    fixed = [w for w in waiting if not w.sample.movable]
     shares = team.gather((plan.total, len(plan.finished), plan.dropped, movable))
     totals, finished, dropped, shared = zip(*shares, strict=True)
     everyone = [w for share in shared for w in share]
@@ -153,6 +146,5 @@ def _group(waiting: Waiting) -> tuple[str, str, int, int]:
 
 
 def _place(waiting: Waiting) -> tuple[str, int, int, int]:
-    media = waiting.sample.media
-    clip = repr(media) if all(item.is_path for item in media) else ""
-    return clip, -waiting.length, waiting.owner, waiting.sample.index
+    sample = waiting.sample
+    return repr(sample.media) if sample.movable else "", -waiting.length, waiting.owner, sample.index

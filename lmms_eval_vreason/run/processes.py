@@ -16,13 +16,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from loguru import logger
 from torch._C._distributed_c10d import HashStore, Store, TCPStore  # What torch.distributed gives, with types.
 
 from lmms_eval_vreason.run.records import Waiting
 
 _POLL_SECONDS = 0.05
-_NOTE_AFTER_SECONDS = 60.0
 # For a process that vanishes with its machine; one that ends or is killed is noticed at once.
 _TIMEOUT = timedelta(hours=6)
 _STOPPED = "stopped"
@@ -104,8 +102,7 @@ class Team:
     def check_peers(self) -> None:
         """Raises PeerStopped if another process has said that it will not finish."""
         with self._reaching_peers():
-            if self.size > 1 and self._store.check([_STOPPED]):
-                raise PeerStopped(self._store.get(_STOPPED).decode())
+            self._check_stopped()
 
     def gather(self, value: Any, meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """The values of all processes, by rank. Every process has to call it.
@@ -118,25 +115,21 @@ class Team:
         """
         if self.size == 1:
             return [value]
-        self._meet(meanwhile)
-        values = [None] * self.size
-        with self._reaching_peers():
-            dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def _meet(self, meanwhile: Callable[[], None]) -> None:
         # Not in a blocking call: a process that has failed may be alive and never come.
         barrier = dist.barrier(group=self._group, async_op=True)
-        started, said = time.monotonic(), False
         while not barrier.is_completed():
             self.check_peers()
             meanwhile()
-            if not said and time.monotonic() - started > _NOTE_AFTER_SECONDS:
-                said = True
-                logger.info(f"Process {self.rank} waits for the others")
             time.sleep(_POLL_SECONDS)
+        values = [None] * self.size
         with self._reaching_peers():
             barrier.wait()
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _check_stopped(self) -> None:
+        if self.size > 1 and self._store.check([_STOPPED]):
+            raise PeerStopped(self._store.get(_STOPPED).decode())
 
     @contextmanager
     def _reaching_peers(self) -> Iterator[None]:
@@ -146,8 +139,7 @@ class Team:
             raise
         except RuntimeError as error:  # gloo's own errors have no type of their own.
             with suppress(dist.DistError):
-                if self._store.check([_STOPPED]):
-                    raise PeerStopped(self._store.get(_STOPPED).decode()) from error
+                self._check_stopped()
             raise PeerStopped(f"another process of this run is gone ({str(error).splitlines()[0]})") from error
 
 

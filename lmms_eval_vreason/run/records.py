@@ -10,7 +10,7 @@ from lmms_eval_vreason.journal.files import digest, file_identity
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
+from lmms_eval_vreason.run.samples import Sample
 
 if TYPE_CHECKING:
     from lmms_eval_vreason.run.answers import Outcome
@@ -42,7 +42,7 @@ class Entry:
     trace: dict[str, Any] | None
 
 
-def who(sample: Sample | UnbuiltSample) -> dict[str, Any]:
+def who(sample: Sample) -> dict[str, Any]:
     """Which sample it is for lmms-eval."""
     return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
 
@@ -80,12 +80,6 @@ def sample_record(outcome: "Outcome", return_thinking: bool) -> Entry:
         "error": None,
     }
     return Entry(record, trace_columns(completion.trace, completion.tokens))
-
-
-def unbuilt_record(sample: UnbuiltSample, settings: str) -> Entry:
-    """What the journal keeps of a request that gave no sample; ``settings`` as for :func:`sample_key`."""
-    head = {"key": digest([settings, who(sample)]), **who(sample)}
-    return Entry({**head, **_failed(sample.error)}, None)
 
 
 def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:

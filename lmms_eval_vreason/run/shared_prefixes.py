@@ -135,8 +135,7 @@ class SharedPrefixes:
     def _split(self, sample: Sample) -> Split:
         before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
         # Frames that a task hands over in memory have no name by which two could be found the same.
-        named = bool(sample.media) and all(item.is_path for item in sample.media)
-        return ((sample.media, before) if named else None), before + end, suffix
+        return ((sample.media, before) if sample.media and sample.movable else None), before + end, suffix
 
     def _prefill(self, split: list[Split], media: Sequence[Sequence[Any]]) -> _Rows | None:
         """A prefix for each row; None if they do not fit into the bound."""
