@@ -48,22 +48,19 @@ class Ledger:
         waiting, error = outcome.question.waiting, outcome.error
         if error is not None and self._options.on_error == "raise":
             raise error  # It ends the run, and the next one tries the sample again.
-        entry, index = sample_record(outcome, self._return_thinking), waiting.sample.index
+        record, trace = sample_record(outcome, self._return_thinking)
         if self._journal is not None:
-            self._journal.add(entry.record, entry.trace)
+            self._journal.add(record, trace)
         if waiting.owner == self._team.rank:
-            self.records[index] = entry.record
+            self.records[waiting.sample.index] = record
         else:
-            self._for_others.append((waiting.owner, index, for_peers(entry.record)))
-        progress.add(entry.record["tokens"]["output"])
+            self._for_others.append((waiting.owner, waiting.sample.index, for_peers(record)))
+        progress.add(record["tokens"]["output"])
         if error is not None:
             self._count_failure(error, progress.total)
 
     def collect(self, progress: Progress) -> None:
         """Hands every process the records of its own requests. Every process of the team has to call it."""
-        if self._team.size == 1:
-            self.everybody = list(self.records.values())
-            return
         own = [for_peers(record) for record in self.records.values()]
         shares = self._team.gather((own, self._for_others), meanwhile=progress.draw)
         progress.draw()

@@ -34,14 +34,6 @@ class Waiting:
     length: int = 0
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
-
-    record: dict[str, Any]
-    trace: dict[str, Any] | None
-
-
 def who(sample: Sample) -> dict[str, Any]:
     """Which sample it is for lmms-eval."""
     return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
@@ -57,11 +49,11 @@ def sample_key(sample: Sample, settings: str) -> str:
     return digest([settings, tuple(who(sample).values()), sample.prompt_digest, media, asdict(sample.settings)])
 
 
-def sample_record(outcome: "Outcome", return_thinking: bool) -> Entry:
-    """What the journal keeps of a sample that was answered or failed."""
+def sample_record(outcome: "Outcome", return_thinking: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
     waiting, completion = outcome.question.waiting, outcome.completion
     if completion is None:
-        return Entry({**_head(waiting), **_failed(outcome.error)}, None)
+        return {**_head(waiting), **_failed(outcome.error)}, None
     parts, seconds = asdict(completion.outcome), {"read": outcome.question.read_seconds, **completion.seconds}
     record = {
         **_head(waiting),
@@ -79,7 +71,7 @@ def sample_record(outcome: "Outcome", return_thinking: bool) -> Entry:
         "remark": outcome.remark,
         "error": None,
     }
-    return Entry(record, trace_columns(completion.trace, completion.tokens))
+    return record, trace_columns(completion.trace, completion.tokens)
 
 
 def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ there) share one run of the vision tower and one prefill. The suffix after it is
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,15 +39,6 @@ class BatchInputs:
     arguments: Mapping[str, Any]
     prefilled_tokens: list[int]
     prefix_seconds: float = 0.0
-
-
-@dataclass
-class _Rows:
-    """The prefixes of one batch, row by row."""
-
-    prefixes: list[Prefix | None] = field(default_factory=list)
-    fresh: list[int] = field(default_factory=list)  # Tokens that were prefilled for the row.
-    seconds: float = 0.0
 
 
 class SharedPrefixes:
@@ -112,19 +103,31 @@ class SharedPrefixes:
             ValueError: A prompt that does not fit into the model's context.
         """
         split = [self._split(sample) for sample in samples]
-        rows = self._prefill(split, media)
-        if rows is None:
+        # A prefix that this batch does not need makes room.
+        self._held = {key: self._held[key] for key, _, _ in split if key in self._held}
+        missing = self._missing(split, media)
+        tokens = [inputs["input_ids"].shape[1] for inputs in missing.values()]
+        tokens += [prefix.tokens for prefix in self._held.values()]
+        if prefix_bytes(self.model, sum(tokens)) > self._bound:
+            self.drop()
             return None
+        started = now(self.device)
+        fresh = {
+            row: prefill(self.model, dict(inputs.to(self.device)), self.positions) for row, inputs in missing.items()
+        }
+        seconds = now(self.device) - started
+        self._held |= {split[row][0]: prefix for row, prefix in fresh.items() if split[row][0] is not None}
+        prefixes = [fresh.get(row, self._held.get(key)) for row, (key, _, _) in enumerate(split)]
         tokenizer = self.processor.tokenizer
         suffixes = [
             tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
             for _, _, suffix in split
         ]
-        arguments = continued(self.model, rows.prefixes, suffixes)
+        arguments = continued(self.model, prefixes, suffixes)
         check_context(self.model, arguments["attention_mask"])
-        own = [fresh + len(suffix) for fresh, suffix in zip(rows.fresh, suffixes, strict=True)]
+        prefilled = [len(suffix) + (fresh[row].tokens if row in fresh else 0) for row, suffix in enumerate(suffixes)]
         self._keep_for_the_next(split)
-        return BatchInputs(arguments, own, rows.seconds)
+        return BatchInputs(arguments, prefilled, seconds)
 
     def unshared_inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
         """The batch by itself: whole prompts, and no prefix. Raises ValueError as :meth:`inputs`."""
@@ -136,30 +139,6 @@ class SharedPrefixes:
         before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
         # Frames that a task hands over in memory have no name by which two could be found the same.
         return ((sample.media, before) if sample.media and sample.movable else None), before + end, suffix
-
-    def _prefill(self, split: list[Split], media: Sequence[Sequence[Any]]) -> _Rows | None:
-        """A prefix for each row; None if they do not fit into the bound."""
-        # A prefix that this batch does not need makes room.
-        self._held = {key: self._held[key] for key, _, _ in split if key in self._held}
-        missing = self._missing(split, media)
-        tokens = [inputs["input_ids"].shape[1] for inputs in missing.values()]
-        tokens += [prefix.tokens for prefix in self._held.values()]
-        if prefix_bytes(self.model, sum(tokens)) > self._bound:
-            self.drop()
-            return None
-        rows = _Rows()
-        for row, (key, _, _) in enumerate(split):
-            prefix, fresh = self._held.get(key), 0
-            if row in missing:
-                started = now(self.device)
-                prefix = prefill(self.model, dict(missing[row].to(self.device)), self.positions)
-                rows.seconds += now(self.device) - started
-                fresh = prefix.tokens
-                if key is not None:
-                    self._held[key] = prefix
-            rows.prefixes.append(prefix)
-            rows.fresh.append(fresh)
-        return rows
 
     def _missing(self, split: list[Split], media: Sequence[Sequence[Any]]) -> dict[int, BatchFeature]:
         """The processor's inputs of the prefixes that are not held, by the first row that needs each."""
