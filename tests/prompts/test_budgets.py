@@ -238,7 +238,7 @@ def ask(opening_checkpoint: Path, video: str, tmp_path: Path) -> Callable[..., t
             **arguments,
         )
         (result,) = model.generate_until(instances(model, [{"video": video, "text": "what?"}], settings))
-        (record,) = [line for line in read_records(journal) if line["kind"] == "sample"]
+        (record,) = [line for line in read_records(journal, traces=True) if line["kind"] == "sample"]
         assert result.token_counts.reasoning_tokens == record["tokens"]["thinking"]
         return result.text, record
 

@@ -1,6 +1,5 @@
 """The groups through lmms-eval's own command: the same prompts for every model, known scores, no network."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import yaml
 from offline import OfflineBenchmarks, Run, run_lmms_eval, scripted_checkpoint
 
+from lmms_eval_vreason.journal.files import read_records
 from lmms_eval_vreason.paths import tasks_dir
 from lmms_eval_vreason.protocol.prompt_templates import ANSWER_TYPES, TEMPLATE_VARIABLE, cot_template, load_template
 
@@ -57,8 +57,7 @@ def test_stock_model_and_ours_on_the_group(offline: OfflineBenchmarks, checkpoin
         digest = cot_template().digest
         assert {config["metadata"]["template_digest"] for config in run.results["configs"].values()} == {digest}
         assert {sample["score"]["template"] for samples in run.samples.values() for sample in samples} == {digest}
-    (file,) = (tmp_path / "ours" / "vreason_journal").iterdir()
-    journal = [json.loads(line) for line in file.read_text().splitlines()]
+    journal = read_records(tmp_path / "ours" / "vreason_journal")
     sent = {line["task"]: line["prompt"] for line in journal if line["kind"] == "sample"}
     assert sent == {task: texts[0] for task, texts in prompts(runs[1]).items()}
     assert offline.network_calls() == []

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -51,9 +52,10 @@ def video(tmp_path_factory):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_twenty_kills_change_no_answer(tiny_checkpoint, tmp_path, processes):
     """Slow for its twenty restarts, each of which loads the model: that is what is tested."""
-    for folder in ("killed", "whole"):
-        for seed in range(4):
-            write_video(tmp_path / folder / f"{seed}.mp4", seed=seed)
+    for seed in range(4):
+        write_video(tmp_path / "killed" / f"{seed}.mp4", seed=seed)
+    # Copied: encoding twice does not give the same bits, and one answer is close enough to a tie to show it.
+    shutil.copytree(tmp_path / "killed", tmp_path / "whole")
 
     def run(folder, kills):
         command = [sys.executable, str(Path(__file__).parents[1] / "killed_run.py"), str(tmp_path / folder)]
