@@ -12,7 +12,7 @@ from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.reader import read_ahead
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import Waiting
+from lmms_eval_vreason.run.samples import Waiting
 
 # A batch costs its longest prompt times its size, so one very long prompt is not padded to by short ones.
 _MOST_TIMES_LONGER, _MOST_TOKENS_LONGER = 2, 512

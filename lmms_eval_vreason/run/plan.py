@@ -12,8 +12,8 @@ from lmms_eval_vreason.media.frames import estimated_tokens
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import Waiting, sample_key, who
-from lmms_eval_vreason.run.samples import Sample
+from lmms_eval_vreason.run.records import sample_key, who
+from lmms_eval_vreason.run.samples import Sample, Waiting
 
 # An estimate that only has to order prompts.
 _BYTES_A_TOKEN = 4

@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore  # What torch.distributed gives, with types.
 
-from lmms_eval_vreason.run.records import Waiting
+from lmms_eval_vreason.run.samples import Waiting
 
 _POLL_SECONDS = 0.05
 # For a process that vanishes with its machine; one that ends or is killed is noticed at once.

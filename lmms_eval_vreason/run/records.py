@@ -3,35 +3,17 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 from lmms_eval_vreason.journal.files import digest, file_identity
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.samples import Sample
-
-if TYPE_CHECKING:
-    from lmms_eval_vreason.run.answers import Outcome
+from lmms_eval_vreason.run.answers import Outcome
+from lmms_eval_vreason.run.samples import Sample, Waiting
 
 _DIGITS = 6  # Significant ones, of a trace's numbers.
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A sample that is to be answered.
-
-    Attributes:
-        key: As of :func:`sample_key`.
-        owner: Rank of the process that got the request.
-        length: Prompt tokens, estimated; 0 where no order is needed.
-    """
-
-    sample: Sample
-    key: str
-    owner: int = 0
-    length: int = 0
 
 
 def who(sample: Sample) -> dict[str, Any]:
@@ -49,7 +31,7 @@ def sample_key(sample: Sample, settings: str) -> str:
     return digest([settings, tuple(who(sample).values()), sample.prompt_digest, media, asdict(sample.settings)])
 
 
-def sample_record(outcome: "Outcome", return_thinking: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
     waiting, completion = outcome.question.waiting, outcome.completion
     if completion is None:

@@ -50,3 +50,19 @@ class Sample:
     def movable(self) -> bool:
         """Whether any process can answer it: its media are files, which also tell it from other samples."""
         return self.error is None and all(item.is_path for item in self.media)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A sample that is to be answered.
+
+    Attributes:
+        key: As of :func:`~lmms_eval_vreason.run.records.sample_key`.
+        owner: Rank of the process that got the request.
+        length: Prompt tokens, estimated; 0 where no order is needed.
+    """
+
+    sample: Sample
+    key: str
+    owner: int = 0
+    length: int = 0

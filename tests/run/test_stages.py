@@ -17,9 +17,9 @@ from lmms_eval_vreason.run.batches import Question, batches, read
 from lmms_eval_vreason.run.options import RunOptions
 from lmms_eval_vreason.run.plan import make_plan, share_out
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import Waiting, sample_key, who
+from lmms_eval_vreason.run.records import sample_key, who
 from lmms_eval_vreason.run.run import Run
-from lmms_eval_vreason.run.samples import GenerationSettings, Sample
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample, Waiting
 
 GREEDY = GenerationSettings((), {"do_sample": False})
 
