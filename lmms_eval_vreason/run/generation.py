@@ -112,6 +112,7 @@ class Generator:
             shared = self.prefixes.inputs(samples, media) if share else None
             inputs = shared or self.prefixes.unshared_inputs(samples, media)
             prompt_length = inputs.arguments["input_ids"].shape[1]
+            lengths = inputs.arguments["attention_mask"].sum(dim=1).tolist()
             call = Call(setup, samples, prompt_length)
             result = method.generate(setup.model, **inputs.arguments, **call.arguments)
         self.prefixes.answered(samples)
@@ -125,7 +126,6 @@ class Generator:
         }
         shares = {name: value / len(samples) for name, value in seconds.items()}
         peak = torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else None
-        lengths = inputs.arguments["attention_mask"].sum(dim=1).tolist()
         completions = []
         for row, trace in enumerate(result.traces):
             ids = result.sequences[row, prompt_length : prompt_length + len(trace.entropy)].tolist()

@@ -85,8 +85,7 @@ class SharedPrefixes:
     def answered(self, samples: Sequence[Sample]) -> None:
         """Counts the samples off; drops a prefix for which no further question waits."""
         self._waiting -= Counter(self._split(sample)[0] for sample in samples)
-        for key in [key for key in self._held if not self._waiting[key]]:
-            del self._held[key]
+        self._held = {key: prefix for key, prefix in self._held.items() if self._waiting[key]}
 
     def wanted(self, samples: Sequence[Sample]) -> bool:
         """Whether a prefix of the batch is held, or is one that further questions wait for."""
