@@ -36,10 +36,6 @@ class Plan:
     waiting: list[Waiting]
     dropped: Counter[str]
 
-    @property
-    def total(self) -> int:
-        return len(self.finished) + len(self.waiting)
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -105,10 +101,10 @@ def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
     # Media that a task holds in memory are not sent to other processes.
     movable = [w for w in waiting if w.sample.movable]
     fixed = [w for w in waiting if not w.sample.movable]
-    shares = team.gather((plan.total, len(plan.finished), plan.dropped, movable))
-    totals, finished, dropped, shared = zip(*shares, strict=True)
-    everyone = [w for share in shared for w in share]
-    return Schedule(grouped(fixed), grouped(everyone), sum(totals), sum(finished), sum(dropped, Counter()))
+    shares = team.gather((len(waiting), len(plan.finished), plan.dropped, movable))
+    left, finished, dropped, shared = zip(*shares, strict=True)
+    total, everyone = sum(left) + sum(finished), [w for share in shared for w in share]
+    return Schedule(grouped(fixed), grouped(everyone), total, sum(finished), sum(dropped, Counter()))
 
 
 def prompt_lengths(samples: Sequence[Sample], options: VideoOptions) -> list[int]:
