@@ -35,6 +35,7 @@ from lmms_eval_vreason.journal.summary import steering_facts, steering_line, ste
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.run.batch_size import BatchSize, memory_of
+from lmms_eval_vreason.run.call import Setup
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.run import Run
@@ -100,14 +101,9 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             reading = self._check(requests)
             samples = build_samples(requests, self.task_dict, reading)
-            generator = Generator(
-                self._model,
-                self.processor,
-                self.options.method,
-                self.options.thinking,
-                self.device,
-                positions=self.options.model.positions,
-            )
+            options = self.options
+            how = options.method, options.thinking, self.device, options.model.positions
+            generator = Generator(Setup(self._model, self.processor, *how))
             run = Run(generator, self.options, self._journal, self._batch_size, self._team())
             try:
                 with host.terminable():

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.prompts.instruction import add_reasoning_prompt
 from lmms_eval_vreason.prompts.options import ThinkingOptions
-from lmms_eval_vreason.run.samples import GenerationSettings, Sample, UnbuiltSample
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
 # What some stock tasks carry for other models; it has no meaning here.
 _FOREIGN = {"image_aspect_ratio"}
@@ -46,16 +46,14 @@ def is_padding(request: Instance) -> bool:
     return bool((request.metadata or {}).get("__padding_only__"))
 
 
-def build_samples(
-    requests: Iterable[Instance], documents: Mapping[str, Any], reading: Reading
-) -> list[Sample | UnbuiltSample]:
+def build_samples(requests: Iterable[Instance], documents: Mapping[str, Any], reading: Reading) -> list[Sample]:
     """A sample for each request but padding, in order.
 
     Args:
         documents: lmms-eval's ``task_dict``: task → split → the documents.
     """
     seen: Counter[tuple[Any, ...]] = Counter()
-    samples: list[Sample | UnbuiltSample] = []
+    samples: list[Sample] = []
     for index, request in enumerate(requests):
         _, doc_to_messages, given, doc_id, task, split = request.args
         # lmms-eval repeats a sample by listing its request again.
@@ -69,7 +67,8 @@ def build_samples(
             settings = read_settings(given, reading)
             samples.append(Sample(index, task, split, doc_id, repeat, messages, media, settings, digest))
         except Exception as error:  # A task's own code builds the prompt: anything can come out of it.
-            samples.append(UnbuiltSample(index, task, split, doc_id, repeat, error))
+            nothing = GenerationSettings((), {})
+            samples.append(Sample(index, task, split, doc_id, repeat, [], (), nothing, error=error))
     return samples
 
 

@@ -50,14 +50,11 @@ def _check(args: argparse.Namespace) -> int:
     broken = 0
     for path in journal_files(args.journal):
         lines = list(read_lines(path))
-        traces = traces_path(path)
-        size = traces.stat().st_size if traces.exists() else 0
         problems = [f"{line.number}: {line.problem}" for line in lines if line.problem]
         records = [line.record for line in lines if line.record is not None]
-        placed = [r for r in records if r["kind"] == "sample" and (r.get("trace") or {}).get("place")]
-        lost = sum(sum(record["trace"]["place"]) > size for record in placed)
-        if lost:
-            problems.append(f" {lost} samples have no trace in {traces.name}, and are answered again on resume")
+        if lost := sum(line.lost_trace for line in lines):
+            traces = traces_path(path).name
+            problems.append(f" {lost} samples have no trace in {traces}, and are answered again on resume")
         for problem in problems:
             print(f"{path}:{problem}")
         broken += len(problems)

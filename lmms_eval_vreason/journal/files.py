@@ -41,12 +41,16 @@ def file_identity(path: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a journal file: its record, or why it could not be read."""
+    """One line of a journal file: its record, or why it could not be read.
 
-    path: Path
+    Attributes:
+        lost_trace: Whether the record's trace has not reached the disk.
+    """
+
     number: int
     record: Record | None
     problem: str = ""
+    lost_trace: bool = False
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -55,20 +59,23 @@ def read_lines(path: Path) -> Iterator[Line]:
     Raises:
         JournalError: The file was written by another version of this package's journal.
     """
+    traces = traces_path(path)
+    traced = traces.stat().st_size if traces.exists() else 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            record, problem = None, ""
             try:
                 record = json.loads(raw)
             except ValueError as error:
                 if not raw.endswith(b"\n"):
                     return
-                problem = f"is not JSON ({error})"
-            if record is not None and not (isinstance(record, dict) and "kind" in record):
-                record, problem = None, "is not a journal line"
-            if record is not None:
-                check_version(path, record)
-            yield Line(path, number, record, problem)
+                yield Line(number, None, f"is not JSON ({error})")
+                continue
+            if not isinstance(record, dict) or "kind" not in record:
+                yield Line(number, None, "is not a journal line")
+                continue
+            check_version(path, record)
+            place = (record.get("trace") or {}).get("place", (0, 0))
+            yield Line(number, record, lost_trace=sum(place) > traced)
 
 
 def check_version(path: Path, record: Mapping[str, Any]) -> None:

@@ -125,11 +125,8 @@ class _Lines:
 def _earlier(folder: Path) -> Iterator[Record]:
     """The records in a folder, but for samples whose traces have not reached the disk."""
     for path in samples_files(folder):
-        traces = traces_path(path)
-        size = traces.stat().st_size if traces.exists() else 0
         for line in read_lines(path):
-            place = ((line.record or {}).get("trace") or {}).get("place", (0, 0))
-            if line.record is not None and sum(place) <= size:
+            if line.record is not None and not line.lost_trace:
                 yield line.record
 
 

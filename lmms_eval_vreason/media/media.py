@@ -39,7 +39,7 @@ class Media:
             raise MediaError(f"a {self.kind} of type {kind} is not supported: give the path of a file")
         if "://" in self.source and not self.source.startswith("file://"):
             raise MediaError(f"{self.source}: is a URL, and none is fetched: download it and give the path")
-        path = self.source.removeprefix("file://")
+        path: str = self.source.removeprefix("file://")
         if not Path(path).is_file():
             raise MediaError(f"{path}: there is no such file")
         return path

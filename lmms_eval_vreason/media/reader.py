@@ -34,18 +34,16 @@ def read_ahead(
         try:
             while True:
                 while not ahead or (depth and (_readings(ahead) <= depth or len(ahead) <= at_least())):
-                    try:
-                        key = next(keys)
-                    except StopIteration:
+                    if (key := next(keys, None)) is None:
                         break
-                    shared = newest is not None and newest[0] == key
-                    newest = (key, newest[1] if shared and newest else pool.submit(read, key))
+                    if newest is None or newest[0] != key:
+                        newest = key, pool.submit(read, key)
                     ahead.append(newest)
                 if not ahead:
                     return
-                key, future = ahead.popleft()
-                future.exception()
-                yield key, future
+                done = ahead.popleft()
+                done[1].exception()  # Waits for it.
+                yield done
         finally:
             for _, future in ahead:
                 future.cancel()

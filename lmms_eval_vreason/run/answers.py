@@ -8,8 +8,8 @@ from lmms_eval_vreason.run.batches import Padding, Question
 from lmms_eval_vreason.run.generation import Completion, Generator
 
 # The paper's Lite, for a sample that does not fit into memory otherwise.
-_LITE = {"prune_ratio": 0.5}
-_LITE_REMARK = "out of memory: answered with prune_ratio=0.5"
+_LITE_RATIO = 0.5
+_LITE_REMARK = f"out of memory: answered with prune_ratio={_LITE_RATIO}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Answers:
         if self.oom != "lite" or method.prune_ratio or not is_out_of_memory(fault):
             return Outcome(question, error=fault)
         try:
-            lite = replace(method, **_LITE)
+            lite = replace(method, prune_ratio=_LITE_RATIO)
             (completion,) = self.generator.generate([question.waiting.sample], [question.media], lite)
         except Exception as error:
             return Outcome(question, error=error)

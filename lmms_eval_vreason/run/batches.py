@@ -12,7 +12,7 @@ from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.reader import read_ahead
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import Waiting
+from lmms_eval_vreason.run.samples import Waiting
 
 # A batch costs its longest prompt times its size, so one very long prompt is not padded to by short ones.
 _MOST_TIMES_LONGER, _MOST_TOKENS_LONGER = 2, 512
@@ -25,7 +25,7 @@ class Question:
     Attributes:
         media: Its images and videos, read.
         read_seconds: Time it took to read them, charged to the first of the neighbours that share them.
-        error: Why its media could not be read.
+        error: Why its prompt could not be built or its media could not be read.
     """
 
     waiting: Waiting
@@ -52,7 +52,7 @@ def read(candidates: Iterable[Waiting], team: Team, options: VideoOptions, size:
     for waiting, (_, reading) in zip(candidates, readings, strict=True):
         if not team.take(waiting):
             continue
-        if (error := reading.exception()) is not None:
+        if (error := waiting.sample.error or reading.exception()) is not None:
             yield Question(waiting, error=error)
             continue
         media, seconds = reading.result()

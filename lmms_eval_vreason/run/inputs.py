@@ -5,18 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from lmms_eval_vreason.media.frames import Frames
 from lmms_eval_vreason.run.samples import Sample
 
 
-def render(processor, sample: Sample) -> str:
+def render(processor: ProcessorMixin, sample: Sample) -> str:
     """A sample's prompt as the chat template writes it, with one placeholder an image or video."""
-    return processor.apply_chat_template(sample.messages, tokenize=False, add_generation_prompt=True)
+    prompt: str = processor.apply_chat_template(sample.messages, tokenize=False, add_generation_prompt=True)
+    return prompt
 
 
-def process(processor, texts: Sequence[str], media: Sequence[Sequence[Any]]) -> BatchFeature:
+def process(processor: ProcessorMixin, texts: Sequence[str], media: Sequence[Sequence[Any]]) -> BatchFeature:
     """The processor's inputs for rendered prompts, padded on the left.
 
     Padding is masked and repeats the row's first token, so that what looks at the whole prompt (a repetition penalty)
@@ -27,7 +28,7 @@ def process(processor, texts: Sequence[str], media: Sequence[Sequence[Any]]) -> 
     """
     videos = [item for items in media for item in items if isinstance(item, Frames)]
     images = [item for items in media for item in items if not isinstance(item, Frames)]
-    inputs = processor(
+    inputs: BatchFeature = processor(
         text=list(texts),
         images=images or None,
         videos=[video.pixels for video in videos] or None,
@@ -47,7 +48,7 @@ def process(processor, texts: Sequence[str], media: Sequence[Sequence[Any]]) -> 
     return inputs
 
 
-def check_context(model, attention_mask: Tensor) -> None:
+def check_context(model: PreTrainedModel, attention_mask: Tensor) -> None:
     """Raises ValueError if a prompt, (batch, tokens) of them, does not fit into the model's context."""
     longest = int(attention_mask.sum(dim=1).max())
     context = model.config.text_config.max_position_embeddings

@@ -1,6 +1,5 @@
 """Outcomes → records: each is written down as it comes, failures are counted, and requests get their records back."""
 
-from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -9,8 +8,7 @@ from lmms_eval_vreason.run.answers import Outcome
 from lmms_eval_vreason.run.options import AnswerOptions
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.progress import Progress
-from lmms_eval_vreason.run.records import Entry, failure, for_peers, sample_record, unbuilt_record
-from lmms_eval_vreason.run.samples import UnbuiltSample
+from lmms_eval_vreason.run.records import failure, for_peers, sample_record
 
 _SHOWN_ERRORS = 10
 
@@ -40,10 +38,6 @@ class Ledger:
         """How many samples this process has finished, with those that the journal held."""
         return len(self.records) + len(self._for_others)
 
-    def resume(self, finished: Mapping[int, dict[str, Any]]) -> None:
-        """Takes the records that the journal holds, by their requests' indices."""
-        self.records |= finished
-
     def add(self, outcome: Outcome, progress: Progress) -> None:
         """Writes an outcome down; it is in the journal when this returns.
 
@@ -51,21 +45,22 @@ class Ledger:
             Exception: The outcome's error, with ``on_error=raise``.
             TooManyErrors: One failure too many, over all processes.
         """
-        waiting = outcome.question.waiting
-        self._keep(waiting.owner, waiting.sample.index, sample_record(outcome, self._return_thinking), progress)
-        if outcome.error is not None:
-            self._count_failure(outcome.error, progress.total)
-
-    def add_unbuilt(self, sample: UnbuiltSample, settings: str, progress: Progress) -> None:
-        """Writes down that a request gave no sample; ``settings`` and errors as elsewhere."""
-        self._keep(self._team.rank, sample.index, unbuilt_record(sample, settings), progress)
-        self._count_failure(sample.error, progress.total)
+        waiting, error = outcome.question.waiting, outcome.error
+        if error is not None and self._options.on_error == "raise":
+            raise error  # It ends the run, and the next one tries the sample again.
+        record, trace = sample_record(outcome, self._return_thinking)
+        if self._journal is not None:
+            self._journal.add(record, trace)
+        if waiting.owner == self._team.rank:
+            self.records[waiting.sample.index] = record
+        else:
+            self._for_others.append((waiting.owner, waiting.sample.index, for_peers(record)))
+        progress.add(record["tokens"]["output"])
+        if error is not None:
+            self._count_failure(error, progress.total)
 
     def collect(self, progress: Progress) -> None:
         """Hands every process the records of its own requests. Every process of the team has to call it."""
-        if self._team.size == 1:
-            self.everybody = list(self.records.values())
-            return
         own = [for_peers(record) for record in self.records.values()]
         shares = self._team.gather((own, self._for_others), meanwhile=progress.draw)
         progress.draw()
@@ -81,20 +76,7 @@ class Ledger:
         total = f"{len(lines)} of {len(self.everybody)} samples failed and count as unanswered"
         return [*lines[:_SHOWN_ERRORS], total]
 
-    def _keep(self, owner: int, index: int, entry: Entry, progress: Progress) -> None:
-        if entry.record["error"] is not None and self._options.on_error == "raise":
-            return  # The error ends the run, and the next one tries the sample again.
-        if self._journal is not None:
-            self._journal.add(entry.record, entry.trace)
-        if owner == self._team.rank:
-            self.records[index] = entry.record
-        else:
-            self._for_others.append((owner, index, for_peers(entry.record)))
-        progress.add(entry.record["tokens"]["output"])
-
     def _count_failure(self, error: BaseException, total: int) -> None:
-        if self._options.on_error == "raise":
-            raise error
         failed, rate = self._team.count("failed"), self._options.max_error_rate
         if failed > max(1, int(rate * total)):
             raise TooManyErrors(

@@ -25,7 +25,7 @@ class RunOptions(OptionGroup):
         on_error: A sample that fails is skipped (empty answer, marked, counted), or ends the run (``raise``).
         max_error_rate: Share of failed samples above which the run stops. One failure is always tolerated.
         oom: A sample that does not fit into memory by itself is an ``error``, or is answered with ``prune_ratio=0.5``
-            and marked (``lite``).
+            and marked (``lite``). A later run takes such answers from the journal only with ``lite``.
         shared_prefix: GB (10⁹ bytes) for prefilled prompt prefixes, so that several questions on one video share its
             prefill, with the same answers. ``auto`` is the default, ``off`` prefills each prompt by itself.
     """

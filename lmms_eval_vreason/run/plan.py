@@ -12,8 +12,8 @@ from lmms_eval_vreason.media.frames import estimated_tokens
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import Waiting, sample_key, who
-from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
+from lmms_eval_vreason.run.records import sample_key, who
+from lmms_eval_vreason.run.samples import Sample, Waiting
 
 # An estimate that only has to order prompts.
 _BYTES_A_TOKEN = 4
@@ -29,18 +29,12 @@ class Plan:
     Attributes:
         finished: Index of a request → its record in the journal.
         waiting: Samples to answer.
-        unbuilt: Requests without a prompt; each fails.
         dropped: Why an earlier record of a waiting sample is not its answer → how many.
     """
 
     finished: dict[int, dict[str, Any]]
     waiting: list[Waiting]
-    unbuilt: list[UnbuiltSample]
     dropped: Counter[str]
-
-    @property
-    def total(self) -> int:
-        return len(self.finished) + len(self.waiting) + len(self.unbuilt)
 
 
 @dataclass(frozen=True)
@@ -70,25 +64,26 @@ class Schedule:
         return f"{line} ({reasons})" if reasons else line
 
 
-def make_plan(samples: Iterable[Sample | UnbuiltSample], journal: Journal | None, settings: str, rank: int) -> Plan:
+def make_plan(samples: Iterable[Sample], journal: Journal | None, settings: str, rank: int, oom: str) -> Plan:
     """Looks each sample up in the journal.
 
     Args:
         settings: Digest of what besides the sample itself changes its answer.
         rank: This process'.
+        oom: As in :class:`~lmms_eval_vreason.run.options.RunOptions`. Answers given with Lite count only with ``lite``.
     """
-    plan = Plan({}, [], [], Counter())
+    plan = Plan({}, [], Counter())
     for sample in samples:
-        if isinstance(sample, UnbuiltSample):
-            plan.unbuilt.append(sample)
-            continue
         key = sample_key(sample, settings)
         record = journal.finished.get(key) if journal is not None else None
-        if record is not None:
+        of_lite = record is not None and bool(record.get("remark")) and oom != "lite"
+        if record is not None and not of_lite:
             plan.finished[sample.index] = record
             continue
         plan.waiting.append(Waiting(sample, key, rank))
-        if journal is not None and (reason := journal.why_not(key, who(sample))):
+        if of_lite:
+            plan.dropped["had been answered with oom=lite"] += 1
+        elif journal is not None and (reason := journal.why_not(key, who(sample))):
             plan.dropped[reason] += 1
     return plan
 
@@ -104,12 +99,12 @@ def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
         lengths = prompt_lengths([w.sample for w in waiting], options)
         waiting = [replace(w, length=length) for w, length in zip(waiting, lengths, strict=True)]
     # Media that a task holds in memory are not sent to other processes.
-    movable = [w for w in waiting if all(item.is_path for item in w.sample.media)]
-    fixed = [w for w in waiting if not all(item.is_path for item in w.sample.media)]
-    shares = team.gather((plan.total, len(plan.finished), plan.dropped, movable))
-    totals, finished, dropped, shared = zip(*shares, strict=True)
-    everyone = [w for share in shared for w in share]
-    return Schedule(grouped(fixed), grouped(everyone), sum(totals), sum(finished), sum(dropped, Counter()))
+    movable = [w for w in waiting if w.sample.movable]
+    fixed = [w for w in waiting if not w.sample.movable]
+    shares = team.gather((len(waiting), len(plan.finished), plan.dropped, movable))
+    left, finished, dropped, shared = zip(*shares, strict=True)
+    total, everyone = sum(left) + sum(finished), [w for share in shared for w in share]
+    return Schedule(grouped(fixed), grouped(everyone), total, sum(finished), sum(dropped, Counter()))
 
 
 def prompt_lengths(samples: Sequence[Sample], options: VideoOptions) -> list[int]:
@@ -147,6 +142,5 @@ def _group(waiting: Waiting) -> tuple[str, str, int, int]:
 
 
 def _place(waiting: Waiting) -> tuple[str, int, int, int]:
-    media = waiting.sample.media
-    clip = repr(media) if all(item.is_path for item in media) else ""
-    return clip, -waiting.length, waiting.owner, waiting.sample.index
+    sample = waiting.sample
+    return repr(sample.media) if sample.movable else "", -waiting.length, waiting.owner, sample.index

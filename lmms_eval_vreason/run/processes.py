@@ -16,12 +16,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from loguru import logger
+from torch._C._distributed_c10d import HashStore, Store, TCPStore  # What torch.distributed gives, with types.
 
-from lmms_eval_vreason.run.records import Waiting
+from lmms_eval_vreason.run.samples import Waiting
 
 _POLL_SECONDS = 0.05
-_NOTE_AFTER_SECONDS = 60.0
 # For a process that vanishes with its machine; one that ends or is killed is noticed at once.
 _TIMEOUT = timedelta(hours=6)
 _STOPPED = "stopped"
@@ -38,7 +37,7 @@ class Team:
         rank, size: This process' number, and how many there are.
     """
 
-    def __init__(self, store: dist.Store, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, store: Store, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None) -> None:
         """Args: ``store``, shared by all; ``group``, for what all exchange, where there are several processes."""
         self.rank, self.size = rank, size
         self._store, self._group = store, group
@@ -46,20 +45,21 @@ class Team:
     @classmethod
     def alone(cls) -> "Team":
         """This process and no other."""
-        return cls(dist.HashStore())
+        return cls(HashStore())
 
     @classmethod
     def connect(cls, rank: int, size: int) -> "Team":
         """All processes of torch's default group; each of them has to call this."""
         # On the CPU, whatever the default group runs on: what is exchanged is text, the GPUs are full, and gloo notices
         # at once when a process is gone.
-        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         host = os.environ.get("MASTER_ADDR") or socket.gethostname()
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
-        address = [(host, store.port) if store is not None else None]
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+        address: list[Any] = [(host, store.port) if store is not None else None]
         dist.broadcast_object_list(address, src=0, group=group)
         if store is None:
-            store = dist.TCPStore(*address[0], is_master=False, wait_for_workers=False)
+            host, port = address[0]
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False)
         return cls(store, rank, size, group)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Team:
     def count(self, name: str, more: int = 1) -> int:
         """Adds to a number that all processes share; the new number."""
         with self._reaching_peers():
-            return self._store.add(name, more)
+            return int(self._store.add(name, more))
 
     def candidates(self, groups: Sequence[Sequence[Waiting]]) -> Iterator[Waiting]:
         """Samples for this process to take: group by group, then those that other processes have not begun.
@@ -102,8 +102,7 @@ class Team:
     def check_peers(self) -> None:
         """Raises PeerStopped if another process has said that it will not finish."""
         with self._reaching_peers():
-            if self.size > 1 and self._store.check([_STOPPED]):
-                raise PeerStopped(self._store.get(_STOPPED).decode())
+            self._check_stopped()
 
     def gather(self, value: Any, meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """The values of all processes, by rank. Every process has to call it.
@@ -116,25 +115,21 @@ class Team:
         """
         if self.size == 1:
             return [value]
-        self._meet(meanwhile)
-        values = [None] * self.size
-        with self._reaching_peers():
-            dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def _meet(self, meanwhile: Callable[[], None]) -> None:
         # Not in a blocking call: a process that has failed may be alive and never come.
         barrier = dist.barrier(group=self._group, async_op=True)
-        started, said = time.monotonic(), False
         while not barrier.is_completed():
             self.check_peers()
             meanwhile()
-            if not said and time.monotonic() - started > _NOTE_AFTER_SECONDS:
-                said = True
-                logger.info(f"Process {self.rank} waits for the others")
             time.sleep(_POLL_SECONDS)
+        values = [None] * self.size
         with self._reaching_peers():
             barrier.wait()
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _check_stopped(self) -> None:
+        if self.size > 1 and self._store.check([_STOPPED]):
+            raise PeerStopped(self._store.get(_STOPPED).decode())
 
     @contextmanager
     def _reaching_peers(self) -> Iterator[None]:
@@ -144,8 +139,7 @@ class Team:
             raise
         except RuntimeError as error:  # gloo's own errors have no type of their own.
             with suppress(dist.DistError):
-                if self._store.check([_STOPPED]):
-                    raise PeerStopped(self._store.get(_STOPPED).decode()) from error
+                self._check_stopped()
             raise PeerStopped(f"another process of this run is gone ({str(error).splitlines()[0]})") from error
 
 

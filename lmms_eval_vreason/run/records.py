@@ -3,46 +3,20 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 from lmms_eval_vreason.journal.files import digest, file_identity
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
-
-if TYPE_CHECKING:
-    from lmms_eval_vreason.run.answers import Outcome
+from lmms_eval_vreason.run.answers import Outcome
+from lmms_eval_vreason.run.samples import Sample, Waiting
 
 _DIGITS = 6  # Significant ones, of a trace's numbers.
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A sample that is to be answered.
-
-    Attributes:
-        key: As of :func:`sample_key`.
-        owner: Rank of the process that got the request.
-        length: Prompt tokens, estimated; 0 where no order is needed.
-    """
-
-    sample: Sample
-    key: str
-    owner: int = 0
-    length: int = 0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
-
-    record: dict[str, Any]
-    trace: dict[str, Any] | None
-
-
-def who(sample: Sample | UnbuiltSample) -> dict[str, Any]:
+def who(sample: Sample) -> dict[str, Any]:
     """Which sample it is for lmms-eval."""
     return {"task": sample.task, "split": sample.split, "doc_id": sample.doc_id, "repeat": sample.repeat}
 
@@ -57,38 +31,29 @@ def sample_key(sample: Sample, settings: str) -> str:
     return digest([settings, tuple(who(sample).values()), sample.prompt_digest, media, asdict(sample.settings)])
 
 
-def sample_record(outcome: "Outcome", return_thinking: bool) -> Entry:
-    """What the journal keeps of a sample that was answered or failed."""
+def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
     waiting, completion = outcome.question.waiting, outcome.completion
     if completion is None:
-        return Entry({**_head(waiting), **_failed(outcome.error)}, None)
-    seconds = {"read": outcome.question.read_seconds, **completion.seconds}
+        return {**_head(waiting), **_failed(outcome.error)}, None
+    parts, seconds = asdict(completion.outcome), {"read": outcome.question.read_seconds, **completion.seconds}
     record = {
         **_head(waiting),
-        "thinking": completion.thinking,
-        "answer": completion.answer,
-        "text": joined(completion.thinking, completion.answer, return_thinking),
-        "thinking_cut": completion.thinking_cut,
-        "answer_cut": completion.answer_cut,
         "tokens": {
             "input": completion.input_tokens,
-            "output": completion.output_tokens,
-            "thinking": completion.thinking_tokens,
+            "output": len(completion.tokens),
+            "thinking": parts.pop("thinking_tokens"),
             "prefilled": completion.prefilled_tokens,
         },
+        **parts,
+        "text": joined(parts["thinking"], parts["answer"], return_thinking),
         "seconds": {name: round(value, 6) for name, value in seconds.items()},
         "peak_memory_bytes": completion.peak_memory_bytes,
         "trace": trace_summary(completion.trace),
         "remark": outcome.remark,
         "error": None,
     }
-    return Entry(record, trace_columns(completion.trace, completion.tokens))
-
-
-def unbuilt_record(sample: UnbuiltSample, settings: str) -> Entry:
-    """What the journal keeps of a request that gave no sample; ``settings`` as for :func:`sample_key`."""
-    head = {"key": digest([settings, who(sample)]), **who(sample)}
-    return Entry({**head, **_failed(sample.error)}, None)
+    return record, trace_columns(completion.trace, completion.tokens)
 
 
 def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lmms_eval_vreason.run.options import AnswerOptions
 from lmms_eval_vreason.run.plan import Schedule, make_plan, share_out
 from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.progress import Progress
-from lmms_eval_vreason.run.samples import Sample, UnbuiltSample
+from lmms_eval_vreason.run.samples import Sample
 
 
 class Run:
@@ -42,7 +42,7 @@ class Run:
         self.answers = Answers(generator, size, options.run.oom)
         self.ledger = Ledger(journal, team, options)
 
-    def answer(self, samples: Sequence[Sample | UnbuiltSample], settings: Mapping[str, Any]) -> None:
+    def answer(self, samples: Sequence[Sample], settings: Mapping[str, Any]) -> None:
         """Fills ``ledger`` for all samples. Every process of the team has to call it.
 
         Args:
@@ -75,23 +75,18 @@ class Run:
         refused = isinstance(error, ValueError) and not isinstance(error, MediaError | JournalError)
         return kept if refused else f"{kept}. Run the same command again to go on from there"
 
-    def _answer(self, samples: Sequence[Sample | UnbuiltSample], settings: str) -> None:
-        plan = make_plan(samples, self.journal, settings, self.team.rank)
+    def _answer(self, samples: Sequence[Sample], settings: str) -> None:
+        plan = make_plan(samples, self.journal, settings, self.team.rank, self.options.run.oom)
         thinking = self.options.thinking.return_thinking
-        self.ledger.resume(
-            {
-                index: {**record, "text": joined(record["thinking"], record["answer"], thinking)}
-                for index, record in plan.finished.items()
-            }
-        )
+        for index, record in plan.finished.items():
+            text = joined(record["thinking"], record["answer"], thinking)
+            self.ledger.records[index] = {**record, "text": text}
         alone = self.team.size == 1 and self.size.now == 1 and not self.size.auto
         # Lengths order the samples of several processes or batches; to know them, every file is opened.
         schedule = share_out(plan, self.team, None if alone else self.options.video)
         if self.team.rank == 0 and (line := schedule.resume_line()):
             logger.info(line)
         with Progress(self.team, schedule.total, schedule.finished) as progress:
-            for sample in plan.unbuilt:
-                self.ledger.add_unbuilt(sample, settings, progress)
             self._expect(schedule)
             candidates = chain(chain.from_iterable(schedule.own), self.team.candidates(schedule.shared))
             for batch in batches(read(candidates, self.team, self.options.video, self.size), self.size):

@@ -1,4 +1,4 @@
-"""What a run answers: a sample, with its media and how it is generated; or a request that gave no sample."""
+"""What a run answers: a sample, with its media and how it is generated."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ class Sample:
         media: The images and videos, in the order of their placeholders.
         settings: How to generate.
         prompt_digest: Hex digest of the messages: their roles, their texts and where media stand.
+        error: Why the prompt could not be built. It stays with the sample, as with any sample that fails.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Sample:
     media: tuple[Media, ...]
     settings: GenerationSettings
     prompt_digest: str = ""
+    error: Exception | None = None
 
     @property
     def prompt(self) -> str:
@@ -44,14 +46,23 @@ class Sample:
         users = [turn["content"] for turn in self.messages if turn["role"] == "user"]
         return "\n".join(part["text"] for content in users for part in content if part["type"] == "text")
 
+    @property
+    def movable(self) -> bool:
+        """Whether any process can answer it: its media are files, which also tell it from other samples."""
+        return self.error is None and all(item.is_path for item in self.media)
+
 
 @dataclass(frozen=True)
-class UnbuiltSample:
-    """A request whose prompt could not be built; the error stays with it, as with any sample that fails."""
+class Waiting:
+    """A sample that is to be answered.
 
-    index: int
-    task: str
-    split: str
-    doc_id: Any
-    repeat: int
-    error: Exception
+    Attributes:
+        key: As of :func:`~lmms_eval_vreason.run.records.sample_key`.
+        owner: Rank of the process that got the request.
+        length: Prompt tokens, estimated; 0 where no order is needed.
+    """
+
+    sample: Sample
+    key: str
+    owner: int = 0
+    length: int = 0

@@ -5,12 +5,13 @@ there) share one run of the vision tower and one prefill. The suffix after it is
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BatchFeature, PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from lmms_eval_vreason.engines.hf.prefix import Prefix, continued, prefill, prefix_bytes
 from lmms_eval_vreason.media.media import Media
@@ -18,35 +19,26 @@ from lmms_eval_vreason.run.inputs import check_context, process, render
 from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.stopwatch import now
 
-# Media and text that two prefixes must have in common to be the same.
-Key = tuple[tuple[Media, ...], str]
-# A prompt: the key of its prefix (None: not shared), the prefix's text, the suffix's text.
-Split = tuple[Key | None, str, str]
+# Media and text that two prefixes must have in common to be the same; None for a prefix that is never shared.
+Key = tuple[tuple[Media, ...], str] | None
+# A prompt: the key of its prefix, the prefix's text, the suffix's text.
+Split = tuple[Key, str, str]
 
 
 @dataclass(frozen=True)
-class SharedInputs:
-    """A batch whose prefixes are prefilled.
+class BatchInputs:
+    """What a batch is generated from.
 
     Attributes:
         arguments: Keyword arguments of ``generate``.
-        prefilled_tokens: A sample's prompt tokens that run through the model: its suffix's, and its prefix's where the
-            sample was the first to need it.
-        seconds: Wall time of the prefixes' prefill, vision tower included.
+        prefilled_tokens: A sample's prompt tokens that run through the model: all, or its suffix's and, where the
+            sample was the first to need it, its shared prefix's.
+        prefix_seconds: Wall time of the shared prefixes' prefill, vision tower included.
     """
 
-    arguments: dict[str, Any]
+    arguments: Mapping[str, Any]
     prefilled_tokens: list[int]
-    seconds: float
-
-
-@dataclass
-class _Rows:
-    """The prefixes of one batch, row by row."""
-
-    prefixes: list[Prefix | None] = field(default_factory=list)
-    fresh: list[int] = field(default_factory=list)  # Tokens that were prefilled for the row.
-    seconds: float = 0.0
+    prefix_seconds: float = 0.0
 
 
 class SharedPrefixes:
@@ -56,7 +48,9 @@ class SharedPrefixes:
     sample's, if further questions wait for it. A prefix that only one waiting sample has is not prefilled apart.
     """
 
-    def __init__(self, model: PreTrainedModel, processor, device: torch.device, positions: str = "trained") -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, device: torch.device, positions: str = "trained"
+    ) -> None:
         """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generation.generate`."""
         self.model, self.processor, self.device, self.positions = model, processor, device, positions
         self._vision_end = processor.tokenizer.convert_ids_to_tokens(model.config.vision_end_token_id)
@@ -75,13 +69,9 @@ class SharedPrefixes:
         self._bound = gigabytes * 1e9
         counts: Counter[Key] = Counter()
         for sample in samples:
-            try:
-                key, _, _ = self._split(sample)
-            except Exception:  # The chat template refuses the prompt: the sample fails when it is answered.
-                continue
-            if key is not None:
-                counts[key] += 1
-        self._waiting = Counter({key: count for key, count in counts.items() if count > 1})
+            with suppress(Exception):  # The chat template refuses the prompt: the sample fails when it is answered.
+                counts[self._split(sample)[0]] += 1
+        self._waiting = Counter({key: count for key, count in counts.items() if key is not None and count > 1})
 
     def free(self) -> None:
         """Drops what is held, and expects no further sample."""
@@ -95,44 +85,23 @@ class SharedPrefixes:
     def answered(self, samples: Sequence[Sample]) -> None:
         """Counts the samples off; drops a prefix for which no further question waits."""
         self._waiting -= Counter(self._split(sample)[0] for sample in samples)
-        for key in [key for key in self._held if not self._waiting[key]]:
-            del self._held[key]
+        self._held = {key: prefix for key, prefix in self._held.items() if self._waiting[key]}
 
-    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> SharedInputs | None:
+    def wanted(self, samples: Sequence[Sample]) -> bool:
+        """Whether a prefix of the batch is held, or is one that further questions wait for."""
+        keys = [self._split(sample)[0] for sample in samples] if self._bound else []
+        return any(key in self._held or self._waiting[key] > 1 for key in keys)
+
+    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs | None:
         """Prefills the prefixes that are not held, and gives the batch that continues from them.
 
         Returns:
-            None: fall back to an unshared prefill, because nothing in the batch is shared or its prefixes do not fit
-            into the bound.
+            None: fall back to an unshared prefill, because the batch's prefixes do not fit into the bound.
 
         Raises:
             ValueError: A prompt that does not fit into the model's context.
         """
         split = [self._split(sample) for sample in samples]
-        if not self._bound or not any(key in self._held or self._waiting[key] > 1 for key, _, _ in split):
-            return None
-        rows = self._prefill(split, media)
-        if rows is None:
-            return None
-        tokenizer = self.processor.tokenizer
-        suffixes = [
-            tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
-            for _, _, suffix in split
-        ]
-        arguments = continued(self.model, rows.prefixes, suffixes)
-        check_context(self.model, arguments["attention_mask"])
-        own = [fresh + len(suffix) for fresh, suffix in zip(rows.fresh, suffixes, strict=True)]
-        self._keep_for_the_next(split)
-        return SharedInputs(arguments, own, rows.seconds)
-
-    def _split(self, sample: Sample) -> Split:
-        before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
-        # Frames that a task hands over in memory have no name by which two could be found the same.
-        named = bool(sample.media) and all(item.is_path for item in sample.media)
-        return ((sample.media, before) if named else None), before + end, suffix
-
-    def _prefill(self, split: list[Split], media: Sequence[Sequence[Any]]) -> _Rows | None:
-        """A prefix for each row; None if they do not fit into the bound."""
         # A prefix that this batch does not need makes room.
         self._held = {key: self._held[key] for key, _, _ in split if key in self._held}
         missing = self._missing(split, media)
@@ -141,19 +110,34 @@ class SharedPrefixes:
         if prefix_bytes(self.model, sum(tokens)) > self._bound:
             self.drop()
             return None
-        rows = _Rows()
-        for row, (key, _, _) in enumerate(split):
-            prefix, fresh = self._held.get(key), 0
-            if row in missing:
-                started = now(self.device)
-                prefix = prefill(self.model, dict(missing[row].to(self.device)), self.positions)
-                rows.seconds += now(self.device) - started
-                fresh = prefix.tokens
-                if key is not None:
-                    self._held[key] = prefix
-            rows.prefixes.append(prefix)
-            rows.fresh.append(fresh)
-        return rows
+        started = now(self.device)
+        fresh = {
+            row: prefill(self.model, dict(inputs.to(self.device)), self.positions) for row, inputs in missing.items()
+        }
+        seconds = now(self.device) - started
+        self._held |= {split[row][0]: prefix for row, prefix in fresh.items() if split[row][0] is not None}
+        prefixes = [fresh.get(row, self._held.get(key)) for row, (key, _, _) in enumerate(split)]
+        tokenizer = self.processor.tokenizer
+        suffixes = [
+            tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
+            for _, _, suffix in split
+        ]
+        arguments = continued(self.model, prefixes, suffixes)
+        check_context(self.model, arguments["attention_mask"])
+        prefilled = [len(suffix) + (fresh[row].tokens if row in fresh else 0) for row, suffix in enumerate(suffixes)]
+        self._keep_for_the_next(split)
+        return BatchInputs(arguments, prefilled, seconds)
+
+    def unshared_inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
+        """The batch by itself: whole prompts, and no prefix. Raises ValueError as :meth:`inputs`."""
+        inputs = process(self.processor, [render(self.processor, sample) for sample in samples], media)
+        check_context(self.model, inputs["attention_mask"])
+        return BatchInputs(inputs.to(self.device), inputs["attention_mask"].sum(dim=1).tolist())
+
+    def _split(self, sample: Sample) -> Split:
+        before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
+        # Frames that a task hands over in memory have no name by which two could be found the same.
+        return ((sample.media, before) if sample.media and sample.movable else None), before + end, suffix
 
     def _missing(self, split: list[Split], media: Sequence[Sequence[Any]]) -> dict[int, BatchFeature]:
         """The processor's inputs of the prefixes that are not held, by the first row that needs each."""

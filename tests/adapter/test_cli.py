@@ -8,7 +8,7 @@ import pytest
 from offline import run_lmms_eval
 
 from lmms_eval_vreason.cli import main
-from lmms_eval_vreason.journal.files import latest_samples, read_records
+from lmms_eval_vreason.journal.files import journal_files, latest_samples, read_records
 
 pytestmark = pytest.mark.cli
 
@@ -107,7 +107,7 @@ def test_two_processes_answer_as_one(offline, arguments, thinking_run, tmp_path)
     # One line over both processes' samples, and one bar.
     assert run.log.count("4 of 4 samples steered") == 1
     assert "4/4 [" in run.log
-    assert len(list((tmp_path / "vreason_journal").glob("*.jsonl"))) == 2
+    assert len(journal_files(tmp_path / "vreason_journal")) == 2
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from lmms_eval_vreason.run.batch_size import (
 from lmms_eval_vreason.run.batches import Padding
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.plan import grouped, prompt_lengths
-from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import GenerationSettings, Sample
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample, Waiting
 
 WORDS = "what moves to the left in this video and what is its colour after it has turned once more"
 SIZES = [(64, 48), (140, 84), (224, 168), (98, 168)]

@@ -117,6 +117,10 @@ def test_too_little_memory_halves_the_batch_and_then_marks_the_sample(build, vid
         assert record["trace"]["video_tokens"] < records(model)[0]["trace"]["video_tokens"]
     else:
         assert record["error"]["type"] == "OutOfMemoryError"
+    # With oom=error the sample is tried again, and with enough memory the method itself answers it.
+    monkeypatch.setattr(Generator, "generate", generate)
+    assert answer(build(oom="error"), docs) == expected
+    assert records(model)[1]["remark"] == ""
 
 
 def test_logits_that_are_not_finite_are_marked(build, video):

@@ -13,8 +13,7 @@ from offline import write_video
 
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.run.processes import PeerStopped, Team
-from lmms_eval_vreason.run.records import Waiting
-from lmms_eval_vreason.run.samples import GenerationSettings, Sample
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample, Waiting
 
 
 def waiting(index, video, owner=0, length=0):

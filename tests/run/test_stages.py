@@ -1,5 +1,6 @@
 """The stages of a run, each by itself: plan, schedule, batches, answers, ledger."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +17,9 @@ from lmms_eval_vreason.run.batches import Question, batches, read
 from lmms_eval_vreason.run.options import RunOptions
 from lmms_eval_vreason.run.plan import make_plan, share_out
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import Waiting, sample_key, who
+from lmms_eval_vreason.run.records import sample_key, who
 from lmms_eval_vreason.run.run import Run
-from lmms_eval_vreason.run.samples import GenerationSettings, Sample, UnbuiltSample
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample, Waiting
 
 GREEDY = GenerationSettings((), {"do_sample": False})
 
@@ -55,17 +56,28 @@ def journal(tmp_path):
 
 
 def test_a_plan_says_what_the_journal_answers_and_why_it_does_not_answer_the_rest(journal):
-    unbuilt = UnbuiltSample(4, "task", "test", 4, 0, ValueError("no prompt"))
-    plan = make_plan([*map(sample, range(4)), unbuilt], journal, "settings", rank=0)
-    assert (list(plan.finished), [w.sample.index for w in plan.waiting]) == ([0], [1, 2, 3])
-    assert (plan.unbuilt, plan.total) == ([unbuilt], 5)
+    unbuilt = replace(sample(4), error=ValueError("no prompt"))
+    plan = make_plan([*map(sample, range(4)), unbuilt], journal, "settings", 0, "error")
+    assert (list(plan.finished), [w.sample.index for w in plan.waiting]) == ([0], [1, 2, 3, 4])
     schedule = share_out(plan, Team.alone(), None)
+    # An error is not sent to other processes.
+    assert [w.sample.index for group in schedule.own for w in group] == [4]
     line = schedule.resume_line()
     assert line.startswith("1 of 5 answers taken from the journal, 4 to go (")
     assert "1 failed before" in line
     assert "1 were made with other settings: learning_rate=0.01" in line
-    assert share_out(make_plan([sample(9)], journal, "settings", 0), Team.alone(), None).resume_line() == ""
-    assert make_plan([sample(0)], None, "settings", 0).finished == {}
+    assert share_out(make_plan([sample(9)], journal, "settings", 0, "error"), Team.alone(), None).resume_line() == ""
+    assert make_plan([sample(0)], None, "settings", 0, "error").finished == {}
+
+
+@pytest.mark.parametrize(("remark", "oom", "resumed"), [("lite", "error", 0), ("lite", "lite", 1), ("", "error", 1)])
+def test_an_answer_given_with_lite_is_resumed_only_with_lite(tmp_path, remark, oom, resumed):
+    header = {"run": "1" * 64, "settings": {}}
+    own = {**who(sample(0)), "key": sample_key(sample(0), "settings"), "trace": None, "error": None, "remark": remark}
+    Journal(tmp_path, header).add(own)
+    plan = make_plan([sample(0)], Journal(tmp_path, header), "settings", 0, oom)
+    assert (len(plan.finished), len(plan.waiting)) == (resumed, 1 - resumed)
+    assert sum(plan.dropped.values()) == 1 - resumed
 
 
 def test_neighbours_of_other_settings_or_of_a_much_longer_prompt_are_not_batched_together():
@@ -79,11 +91,12 @@ def test_neighbours_of_other_settings_or_of_a_much_longer_prompt_are_not_batched
     assert [len(batch) for batch in batches([question(i) for i in range(5)], size(2))] == [2, 2, 1]
 
 
-def test_a_video_that_cannot_be_read_is_the_fault_of_its_own_questions(tmp_path):
+def test_a_video_that_cannot_be_read_or_a_prompt_that_cannot_be_built_is_the_fault_of_its_own_questions(tmp_path):
     missing = (Media("video", str(tmp_path / "missing.mp4")),)
-    waiting = [Waiting(sample(0), "0"), Waiting(sample(1, media=missing), "1"), Waiting(sample(2), "2")]
-    questions = list(read(waiting, Team.alone(), VideoOptions(), size(1)))
-    assert [type(q.error) for q in questions] == [type(None), MediaError, type(None)]
+    unbuilt = replace(sample(3), error=KeyError("no such column"))
+    samples = [sample(0), sample(1, media=missing), sample(2), unbuilt]
+    questions = list(read([Waiting(s, str(s.index)) for s in samples], Team.alone(), VideoOptions(), size(1)))
+    assert [type(q.error) for q in questions] == [type(None), MediaError, type(None), KeyError]
 
 
 class Model:
