@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lmms_eval_vreason.adapter.environment import environment
 from lmms_eval_vreason.bench.sizes import Shape
-from lmms_eval_vreason.environment import environment
 
 
 def device_of(name: str) -> str:
