@@ -1,4 +1,7 @@
-"""How every room declares its options: type and bounds, what an option is, whom it concerns, what it changes."""
+"""How every room declares its options: type and bounds, what an option is, whom it concerns, what it changes.
+
+It imports no other room: media, prompts, run and adapter all declare theirs with it.
+"""
 
 from collections import ChainMap
 from collections.abc import Mapping
@@ -36,7 +39,7 @@ class OptionGroup(BaseModel):
 
     @classmethod
     def facts(cls, name: str) -> dict[str, Any]:
-        """An option's JSON schema, with what :func:`option` noted of it. Where None is allowed, of the other type."""
+        """An option's JSON schema, with what :func:`option` noted. Of a union (``int | None``) the first type's."""
         schema: dict[str, Any] = cls.model_json_schema()["properties"][name]
         return dict(ChainMap(schema, *schema.get("anyOf", ())))
 
