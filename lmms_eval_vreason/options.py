@@ -39,7 +39,7 @@ class OptionGroup(BaseModel):
 
     @classmethod
     def facts(cls, name: str) -> dict[str, Any]:
-        """An option's JSON schema, with what :func:`option` noted. Of a union (``int | None``) the first counts."""
+        """An option's JSON schema, with what :func:`option` noted. Of a union (``int | None``) the first type's."""
         schema: dict[str, Any] = cls.model_json_schema()["properties"][name]
         return dict(ChainMap(schema, *schema.get("anyOf", ())))
 
