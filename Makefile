@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(LOWEST),constraints-lowest.txt,constraints.txt)
 PINS := $(if $(NEWEST),--upgrade --upgrade-strategy eager,--constraint $(CONSTRAINTS) --build-constraint $(CONSTRAINTS))
 BIN := $(VENV)/bin
 # Other versions of ruff and mypy find other things, so only the pinned ones judge.
-CHECKS := $(if $(NEWEST)$(LOWEST),,lint)
+CHECKS := $(if $(NEWEST)$(LOWEST),,lint types)
 # One thread a process: the models of demo and tests are tiny, and more threads only wait for each other.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

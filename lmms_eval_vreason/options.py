@@ -1,13 +1,16 @@
-"""How every room declares its options: type and bounds, what an option is, whom it concerns, what it changes."""
+"""How every room declares its options: type and bounds, what an option is, whom it concerns, what it changes.
 
+It imports no other room: media, prompts, run and adapter all declare theirs with it.
+"""
+
+from collections import ChainMap
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 Audience = Literal["usual", "method", "expert"]
-Group = TypeVar("Group", bound="OptionGroup")
 
 
 def option(default: Any, audience: Audience, *, changes_answers: bool, or_else: str = "", **bounds: Any) -> Any:
@@ -35,15 +38,30 @@ class OptionGroup(BaseModel):
         return spelled(value, cls.model_fields[str(info.field_name)].annotation)
 
     @classmethod
-    def note(cls, name: str, of: str) -> Any:
-        """What :func:`option` noted of the option ``name``."""
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict), f"{cls.__name__}.{name} is not declared with option()"
-        return extra[of]
+    def facts(cls, name: str) -> dict[str, Any]:
+        """An option's JSON schema, with what :func:`option` noted. Of a union (``int | None``) the first counts."""
+        schema: dict[str, Any] = cls.model_json_schema()["properties"][name]
+        return dict(ChainMap(schema, *schema.get("anyOf", ())))
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> Self:
+        """The group with these values.
+
+        Raises:
+            ValueError: One line that names the option, what was given and what is allowed.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+        if (ours := first.get("ctx", {}).get("error")) is not None:
+            raise ValueError(str(ours))
+        name = str(first["loc"][0])
+        raise ValueError(f"{name}={given[name]!r} {_allowed(cls.facts(name))}")
 
     def changing_answers(self) -> dict[str, Any]:
         """Name → value of the options that can change an answer."""
-        return {name: value for name, value in self if self.note(name, "changes_answers")}
+        return {name: value for name, value in self if self.facts(name)["changes_answers"]}
 
 
 def spelled(value: Any, annotation: Any) -> Any:
@@ -55,38 +73,13 @@ def spelled(value: Any, annotation: Any) -> Any:
     return value.strip() if annotation is bool and isinstance(value, str) else value
 
 
-def parse_group(kind: type[Group], given: Mapping[str, Any]) -> Group:
-    """Checks a group's options.
-
-    Raises:
-        ValueError: One line that names the option, what was given and what is allowed.
-    """
-    try:
-        return kind(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-    if (ours := first.get("ctx", {}).get("error")) is not None:
-        raise ValueError(str(ours))
-    name = str(first["loc"][0])
-    raise ValueError(f"{name}={given[name]!r} {_allowed(kind, name)}")
-
-
-def choices(annotation: Any) -> tuple[str, ...]:
-    """The words that an option may take; empty where it takes other values."""
-    kinds = [annotation, *get_args(annotation)]
-    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal and len(get_args(kind)) > 1), ())
-
-
-def _allowed(kind: type[OptionGroup], name: str) -> str:
-    field = kind.model_fields[name]
-    wanted = {field.annotation, *get_args(field.annotation)}
-    sides = {side: getattr(part, side) for part in field.metadata for side in ("ge", "gt", "le") if hasattr(part, side)}
-    also = f", {kind.note(name, 'or_else')}" if kind.note(name, "or_else") else ""
-    if words := choices(field.annotation):
+def _allowed(facts: Mapping[str, Any]) -> str:
+    if words := facts.get("enum"):
         return f"is not one of {', '.join(words)}"
-    if float in wanted:
-        low = f"from {sides['ge']:g}" if "ge" in sides else f"above {sides['gt']:g}"
-        return f"must be a number {low} to {sides['le']:g}{also}"
-    if int in wanted or also:
-        return f"must be a whole number of at least {sides.get('ge', 1)}{also}"
-    return "is neither on nor off" if bool in wanted else "must be text"
+    also = f", {facts['or_else']}" if facts["or_else"] else ""
+    if facts["type"] == "number":
+        low = f"from {facts['minimum']:g}" if "minimum" in facts else f"above {facts['exclusiveMinimum']:g}"
+        return f"must be a number {low} to {facts['maximum']:g}{also}"
+    if facts["type"] == "integer":
+        return f"must be a whole number of at least {facts['minimum']}{also}"
+    return "is neither on nor off" if facts["type"] == "boolean" else "must be text"

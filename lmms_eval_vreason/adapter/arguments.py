@@ -2,13 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from lmms_eval_vreason.adapter.options import GROUPS
 from lmms_eval_vreason.method.config import CHOICES, VReason
-from lmms_eval_vreason.options import Audience, choices
+from lmms_eval_vreason.options import Audience
 
 _HEADINGS: dict[Audience, str] = {"usual": "The usual eight", "method": "The method", "expert": "For experts"}
 _USUAL = {"policy"}
@@ -21,7 +21,7 @@ class Row:
 
     name: str
     default: Any
-    choices: tuple[str, ...]
+    choices: Sequence[str]
     what: str
     audience: Audience
 
@@ -31,7 +31,8 @@ def rows() -> Iterator[Row]:
     for kind in GROUPS.values():
         described = attributes(kind)
         for name, field in kind.model_fields.items():
-            yield Row(name, field.default, choices(field.annotation), described[name], kind.note(name, "audience"))
+            facts = kind.facts(name)
+            yield Row(name, field.default, facts.get("enum", ()), described[name], facts["audience"])
     described = attributes(VReason)
     for option in fields(VReason):
         audience: Audience = "usual" if option.name in _USUAL else "expert" if option.name in _EXPERT else "method"
@@ -62,9 +63,6 @@ def _line(row: Row) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    text = (
-        ("on" if value else "off") if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-    )
-    return f"`{text}`"
+    if isinstance(value, bool):
+        return "`on`" if value else "`off`"
+    return "none" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

@@ -1,27 +1,35 @@
 """The ``vreason`` subcommands of this room."""
 
 import argparse
-import sys
 from typing import Any
 
+from lmms_eval_vreason.adapter.environment import environment
 from lmms_eval_vreason.paths import tasks_dir
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds ``arguments`` and ``tasks``."""
-    folder = subparsers.add_parser("tasks", help="print the folder for lmms-eval's --include_path")
-    folder.set_defaults(run=_tasks)
-    parser = subparsers.add_parser("arguments", help="every model argument, as Markdown tables")
-    parser.set_defaults(run=_arguments)
+    """Adds ``arguments``, ``env`` and ``tasks``."""
+    for name, run, what in (
+        ("tasks", _tasks, "print the folder for lmms-eval's --include_path"),
+        ("env", _env, "print versions and machine, to paste into an issue"),
+        ("arguments", _arguments, "every model argument, as Markdown tables"),
+    ):
+        subparsers.add_parser(name, help=what).set_defaults(run=run)
 
 
 def _tasks(args: argparse.Namespace) -> int:
-    sys.stdout.write(f"{tasks_dir()}\n")
+    print(tasks_dir())
+    return 0
+
+
+def _env(args: argparse.Namespace) -> int:
+    for name, value in environment().items():
+        print(name, value)
     return 0
 
 
 def _arguments(args: argparse.Namespace) -> int:
     from lmms_eval_vreason.adapter.arguments import tables  # Imports torch, which no other subcommand should wait for.
 
-    sys.stdout.write(tables())
+    print(tables(), end="")
     return 0

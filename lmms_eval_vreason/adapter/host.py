@@ -1,4 +1,4 @@
-"""Living inside lmms-eval's command: where it writes, and an exit code that says when a run of ours has failed.
+"""Inside lmms-eval's command: what its command line says, and an exit code that reports a failed run.
 
 lmms-eval prints an exception of a model and exits with 0. SystemExit passes through it.
 """

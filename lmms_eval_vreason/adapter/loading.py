@@ -2,15 +2,11 @@
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from loguru import logger
-from packaging.version import Version
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
@@ -18,7 +14,6 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from lmms_eval_vreason.adapter.options import ModelOptions
 from lmms_eval_vreason.journal.files import file_identity
 from lmms_eval_vreason.media.options import VideoOptions
-from lmms_eval_vreason.options import parse_group
 
 DEFAULTS_FILE = "vreason.json"
 _IDENTIFYING = {".safetensors", ".json", ".jinja", ".txt", ".model"}
@@ -27,26 +22,6 @@ _IF_PRESENT = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_connection_errors": False,
 }
-# The range that the tests have run on; later versions get a warning, earlier ones an error.
-TESTED = {"transformers": ("5.17", "5.24"), "lmms_eval": ("0.7.3", "0.7.3")}
-
-
-def check_environment() -> None:
-    """Looks at what is installed, before anything is loaded.
-
-    Raises:
-        ValueError: A package is missing or older than what this one was tested with.
-    """
-    for package in ("decord", "av", "qwen_vl_utils", "torchvision"):
-        if find_spec(package) is None:
-            raise ValueError(f"the package {package} is missing: pip install {package.replace('_', '-')}")
-    for package, (oldest, newest) in TESTED.items():
-        installed = Version(version(package))
-        name = package.replace("_", "-")
-        if installed < Version(oldest):
-            raise ValueError(f"{name} {installed} is older than {oldest}: pip install --upgrade {name}")
-        if installed.release[:2] > Version(newest).release[:2]:
-            logger.warning(f"{name} {installed} is newer than what this package was tested with ({oldest} to {newest})")
 
 
 @dataclass(frozen=True)
@@ -116,7 +91,7 @@ def video_defaults(source: str, revision: str | None) -> dict[str, Any]:
             raise ValueError('it must be {"video": {"fps": 2, …}}')
         if unknown := sorted(set(content["video"]) - set(VideoOptions.model_fields)):
             raise ValueError(f"unknown {', '.join(unknown)}: allowed are {', '.join(VideoOptions.model_fields)}")
-        parse_group(VideoOptions, content["video"])
+        VideoOptions.checked(content["video"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return dict(content["video"])
@@ -126,25 +101,25 @@ def choose_device(options: ModelOptions, world_size: int) -> tuple[torch.device,
     """The device for the inputs, and the accelerator where several processes share the work.
 
     Raises:
-        ValueError: The device does not exist here, or is one process' alone.
+        ValueError: The device does not exist here, or ``device_map`` was given to several processes.
     """
+    has_cuda = torch.cuda.is_available()
+    name = options.device if options.device != "auto" else "cuda" if has_cuda else "cpu"
     try:
-        wanted = None if options.device == "auto" else torch.device(options.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device={options.device!r} is not a device: use auto, cpu, cuda or cuda:0") from error
+        raise ValueError(f"device={name!r} is not a device: use auto, cpu, cuda or cuda:0") from error
     if world_size > 1 and options.device_map:
         raise ValueError(
             f"device_map={options.device_map!r} spreads one model over the GPUs, and {world_size} processes were "
             "started: start one process, or leave device_map out"
         )
-    has_cuda = torch.cuda.is_available()
-    if wanted is not None and wanted.type == "cuda" and not has_cuda:
-        raise ValueError(f"device={options.device!r}: torch sees no CUDA device here. Use device=cpu or device=auto")
-    on_cpu = wanted.type == "cpu" if wanted is not None else not has_cuda
-    if world_size > 1:
-        accelerator = Accelerator(cpu=on_cpu)
-        return accelerator.device, accelerator
-    return wanted or torch.device("cpu" if on_cpu else "cuda"), None
+    if device.type == "cuda" and not has_cuda:
+        raise ValueError(f"device={name!r}: torch sees no CUDA device here. Use device=cpu or device=auto")
+    if world_size == 1:
+        return device, None
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    return accelerator.device, accelerator
 
 
 def choose_dtype(options: ModelOptions, device: torch.device) -> str:
@@ -187,7 +162,7 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
 
 
 def check_placement(model: torch.nn.Module) -> None:
-    """Refuses a model parts of which wait elsewhere and are brought in for each step: hours become weeks.
+    """Refuses an offloaded model: its parts would be copied to the GPU at every step, and hours become weeks.
 
     Raises:
         ValueError: A part lies on the disk, or on the CPU beside others on a GPU.

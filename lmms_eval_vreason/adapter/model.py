@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lmms_eval_vreason import __version__
 from lmms_eval_vreason.adapter import host
+from lmms_eval_vreason.adapter.environment import check_environment
 from lmms_eval_vreason.adapter.loading import (
     Checkpoint,
-    check_environment,
     choose_device,
     choose_dtype,
     find_checkpoint,
@@ -74,7 +74,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
     def create_from_arg_string(
         cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
     ) -> "Qwen2_5_VL_VReason":
-        """What lmms-eval's command calls. Unlike lmms-eval's own, takes ``batch_size`` in ``--model_args``."""
+        """Called by lmms-eval's command. Unlike lmms-eval's own, it accepts ``batch_size`` in ``--model_args``."""
         with host.exit_on_failure():
             arguments = host.model_arguments(arg_string, additional_config or {})
         return cls(**arguments)
@@ -124,7 +124,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
 
     def _check(self, requests: list[Instance]) -> Reading:
-        """Looks at what holds for many samples, before the first video is read.
+        """Checks the generation settings of all requests, before the first video is read.
 
         Raises:
             ValueError: A generation setting that is unknown, out of range, or does not go with the method.

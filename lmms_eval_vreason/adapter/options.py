@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.method.config import VReason
-from lmms_eval_vreason.options import OptionGroup, option, parse_group, spelled
+from lmms_eval_vreason.options import OptionGroup, option, spelled
 from lmms_eval_vreason.prompts.options import ThinkingOptions
 from lmms_eval_vreason.run.options import AnswerOptions, RunOptions
 
@@ -109,7 +109,7 @@ def parse_options(arguments: Mapping[str, Any]) -> Options:
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"unknown model argument {name!r}: {hint}allowed are {', '.join(argument_names())}")
     groups: dict[str, Any] = {
-        room: parse_group(kind, {name: arguments[name] for name in kind.model_fields if name in arguments})
+        room: kind.checked({name: arguments[name] for name in kind.model_fields if name in arguments})
         for room, kind in GROUPS.items()
     }
     options = Options(**groups, method=_parse_method(arguments), given=dict(arguments))
@@ -128,7 +128,7 @@ def with_video_defaults(options: Options, defaults: Mapping[str, Any]) -> Option
         ValueError: The two do not go together.
     """
     given = {name: value for name, value in options.given.items() if name in VideoOptions.model_fields}
-    return replace(options, video=parse_group(VideoOptions, {**defaults, **given}))
+    return replace(options, video=VideoOptions.checked({**defaults, **given}))
 
 
 def _parse_method(arguments: Mapping[str, Any]) -> VReason:

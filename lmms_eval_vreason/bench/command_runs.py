@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,28 +14,41 @@ from lmms_eval_vreason.bench.fixture import FRAMES, TASK, Fixture
 from lmms_eval_vreason.journal.files import FOLDER, latest_samples, read_records
 from lmms_eval_vreason.report.files import read_json, read_json_lines
 
-PARTS = ("reading", "vision", "prefill", "ordinary", "due", "rest")
+# The parts that a run's answering time is split into, and their words in the tables.
+PARTS = {
+    "reading": "waiting for videos",
+    "vision": "vision tower",
+    "prefill": "prefill",
+    "ordinary": "ordinary steps",
+    "due": "due steps",
+    "rest": "everything else",
+}
 _LOG_LINES = 25
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a model class with its arguments, a batch size and a dtype."""
+    """One row of the table: a model class with its arguments, a batch size and a dtype.
+
+    ``delay`` seconds go before each video's reading.
+    """
 
     name: str
     model: str
     arguments: str
     batch: int
     dtype: str
+    delay: float = 0.0
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the row is called in the JSON file."""
-        return {"name": self.name, "batch": self.batch, "dtype": self.dtype}
+        """What identifies the row in the JSON file."""
+        return {"name": self.name, "batch": self.batch, "dtype": self.dtype, "delay": self.delay}
 
     @property
     def label(self) -> str:
-        return f"{self.name}, batch {self.batch}, {self.dtype}"
+        slowed = f", each reading delayed by {self.delay} s" if self.delay else ""
+        return f"{self.name}, batch {self.batch}, {self.dtype}{slowed}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +90,11 @@ class Measurement:
         return sum(count for count, _ in self.outputs.values())
 
 
-def command(row: Row, setup: Setup, output: Path, delay: float = 0.0) -> list[str]:
-    """lmms-eval's command for a row, started through the probe; ``delay`` seconds go before each video's reading."""
+def command(row: Row, setup: Setup, output: Path) -> list[str]:
+    """lmms-eval's command for a row, started through the probe."""
     fixture = setup.fixture
     pixels = fixture.side**2
-    probe = {"output": str(output / "probe.json"), "delay": delay, "dtype": row.dtype}
+    probe = {"output": str(output / "probe.json"), "delay": row.delay, "dtype": row.dtype}
     arguments = [
         f"pretrained={fixture.checkpoint},device={setup.device},attn_implementation={setup.attention}",
         f"min_pixels={pixels},max_pixels={pixels},max_num_frames={FRAMES}",
@@ -94,17 +108,17 @@ def command(row: Row, setup: Setup, output: Path, delay: float = 0.0) -> list[st
     ]
 
 
-def execute(row: Row, setup: Setup, output: Path, *, delay: float = 0.0) -> Measurement:
-    """Runs the command and reads its figures.
+def execute(row: Row, setup: Setup) -> Measurement:
+    """Runs the command in a folder of its own and reads its figures.
 
     Raises:
         ValueError: The command failed or left samples out; the message ends with the end of its log.
     """
-    output.mkdir(parents=True)
+    output = Path(tempfile.mkdtemp(dir=setup.fixture.folder))
     log = output / "log"
     started = time.time()
     with log.open("wb") as file:
-        line, env = command(row, setup, output, delay), _environment(setup)
+        line, env = command(row, setup, output), _environment(setup)
         subprocess.run(line, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False)
     try:
         return read_measurement(output, started, time.time(), samples=setup.fixture.samples)
@@ -166,18 +180,11 @@ def _finished(journal: Path) -> list[dict[str, Any]]:
 def _parts(probe: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, float]:
     """``generate_until`` split up: ours by its journal, the stock class by what transformers' ``generate`` did."""
     seconds = probe["seconds"]
-    if records:
-        parts = {part: sum(record["seconds"].get(part, 0.0) for record in records) for part in PARTS[1:5]}
-    else:
-        parts = {
-            "vision": seconds["vision"],
-            "prefill": seconds["prefill"],
-            "ordinary": seconds["generate"],
-            "due": 0.0,
-        }
-    parts["reading"] = seconds.get("reading", 0.0) + seconds.get("waiting", 0.0)
-    parts["rest"] = probe["phase"] - sum(parts.values())
-    return {part: parts[part] for part in PARTS}
+    parts = {"reading": seconds.get("reading", 0.0) + seconds.get("waiting", 0.0)}
+    for part, watch in {"vision": "vision", "prefill": "prefill", "ordinary": "generate", "due": ""}.items():
+        own = sum(record["seconds"].get(part, 0.0) for record in records)
+        parts[part] = own if records else seconds.get(watch, 0.0)
+    return {**parts, "rest": probe["phase"] - sum(parts.values())}
 
 
 def _environment(setup: Setup) -> dict[str, str]:

@@ -1,14 +1,18 @@
-"""What both benchmarks share: the device, the facts about the machine, and how a table is printed."""
+"""What both benchmarks share: the device, the facts of a report, its JSON file and how it prints a table."""
 
 import argparse
+import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+
+from lmms_eval_vreason.adapter.environment import environment
+from lmms_eval_vreason.bench.sizes import Shape
 
 
 def device_of(name: str) -> str:
@@ -24,35 +28,45 @@ def device_of(name: str) -> str:
     return name
 
 
-def machine(device: str) -> dict[str, str]:
-    """The machine and the versions that the figures hold for."""
-    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
+def facts(args: argparse.Namespace, shape: Shape, device: str) -> dict[str, Any]:
+    """What a report says of its setting: the shape, the command line's options, the machine and the versions."""
+    settings = {name: value for name, value in vars(args).items() if name != "run"}
     return {
-        "cpu": name,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "lmms_eval")},
+        "shape": {"name": args.shape, **asdict(shape)},
+        "settings": {**settings, "device": device},
+        "machine": {**environment(), "cpu": _cpu()},
     }
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The command line's options, as they go into the JSON file."""
-    return {name: value for name, value in vars(args).items() if name != "run"}
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    return next(names, platform.processor() or platform.machine())
 
 
-def machine_line(machine: Mapping[str, str], threads: int) -> str:
-    """These facts as one line of text."""
-    name = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+def machine_line(report: Mapping[str, Any]) -> str:
+    """The machine of a report as one line of text."""
+    machine, settings = report["machine"], report["settings"]
     return (
-        f"{name}, {threads} thread(s); torch {machine['torch']}, transformers {machine['transformers']}, "
-        f"lmms-eval {machine['lmms_eval']}, Python {machine['python']}"
+        f"{machine['cpu' if settings['device'] == 'cpu' else 'gpu']}, {settings['threads']} thread(s); "
+        f"torch {machine['torch']}, transformers {machine['transformers']}, lmms-eval {machine['lmms-eval']}, "
+        f"Python {machine['python']}"
     )
 
 
-def print_table(columns: Mapping[str, Sequence[str]]) -> None:
-    """Prints a Markdown table from its columns of words; the first column is aligned left, the others right."""
+def write(report: Mapping[str, Any], output: str) -> None:
+    """Writes a report's JSON file."""
+    Path(output).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, str]) -> None:
+    """Prints a Markdown table with one line for each row.
+
+    Args:
+        rows: The figures.
+        cells: Heading → ``str.format`` template over a row. The first column is aligned left, the others right.
+    """
+    columns = {head: [cell.format(**row) for row in rows] for head, cell in cells.items()}
     align = ["left"] + ["right"] * (len(columns) - 1)
     print(pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True, colalign=align))

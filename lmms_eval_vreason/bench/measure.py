@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lmms_eval_vreason.bench.sizes import Prompt
 from lmms_eval_vreason.bench.variants import Variant
@@ -36,41 +37,53 @@ def clock(device_type: str) -> tuple[str, Callable[[], float]]:
     return "wall time", time.perf_counter
 
 
-def seconds_per_token(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens: int) -> float:
-    """Seconds of one decoding step, the mean over ``tokens`` of them; the first token, from the prefill, is left out.
+@dataclass(frozen=True)
+class Stage:
+    """What every variant is measured on: a model, a cached prompt, and ``tokens`` decoded from there."""
+
+    model: Any
+    prompt: Prompt
+    tokens: int
+
+    def generate(self, variant: Variant, new_tokens: int, **options: Any) -> Tensor:
+        """Token ids, (batch, prompt + ``new_tokens``)."""
+        inputs = self.prompt.inputs(self.model, kind=variant.cache, new_tokens=new_tokens)
+        return variant.generate(self.model, **inputs, **options)
+
+
+def seconds_per_token(variant: Variant, stage: Stage) -> float:
+    """Seconds of one decoding step, the mean over ``stage.tokens``; the first token, from the prefill, is left out.
 
     Raises:
         RuntimeError: The generation ended early, so that there is nothing to compare.
     """
-    stamps = _Stamps(tokens + 1, clock(model.device.type)[1])
-    inputs = prompt.inputs(model, kind=variant.cache, new_tokens=tokens + 1)
-    sequences = variant.generate(model, **inputs, stopping_criteria=StoppingCriteriaList([stamps]))
-    made = sequences.shape[1] - prompt.input_ids.shape[1]
-    if made != tokens + 1:
-        raise RuntimeError(f"{variant.name} made {made} tokens instead of {tokens + 1}")
-    return (stamps.times[1] - stamps.times[0]) / tokens
+    expected = stage.tokens + 1
+    stamps = _Stamps(expected, clock(stage.model.device.type)[1])
+    sequences = stage.generate(variant, expected, stopping_criteria=StoppingCriteriaList([stamps]))
+    made = sequences.shape[1] - stage.prompt.input_ids.shape[1]
+    if made != expected:
+        raise RuntimeError(f"{variant.name} made {made} tokens instead of {expected}")
+    return (stamps.times[1] - stamps.times[0]) / stage.tokens
 
 
-def peak_bytes(variant: Variant, model: PreTrainedModel, prompt: Prompt, tokens: int) -> int:
+def peak_bytes(variant: Variant, stage: Stage) -> int:
     """The most bytes of tensors at any time of one generation: weights, prompt cache and all that it makes.
 
     CUDA: the allocator's peak. CPU: the running sum of the allocations and releases that torch's profiler records.
     """
-    prompt = replace(prompt, kept={})
-    weights = sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}.values())
+    model, stage = stage.model, replace(stage, prompt=replace(stage.prompt, kept={}))
+    tensors = (*model.parameters(), *model.buffers())
+    weights = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
         torch.cuda.reset_peak_memory_stats(model.device)
         # The master copy of the prompt's cache is the benchmark's own.
         others = torch.cuda.memory_allocated(model.device) - weights
-        variant.generate(model, **prompt.inputs(model, kind=variant.cache, new_tokens=tokens))
-        return torch.cuda.max_memory_allocated(model.device) - others
+        stage.generate(variant, stage.tokens)
+        return int(torch.cuda.max_memory_allocated(model.device) - others)
     # The cache is made within the profile, so that its release is recorded as well.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        variant.generate(model, **prompt.inputs(model, kind=variant.cache, new_tokens=tokens))
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return weights + peak
+        stage.generate(variant, stage.tokens)
+    events = profile.profiler.kineto_results.events()
+    changes: list[int] = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return int(weights + max(accumulate(changes, initial=0)))

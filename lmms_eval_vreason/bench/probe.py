@@ -12,9 +12,8 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -34,45 +33,41 @@ class Stopwatches:
         self._open = threading.local()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def measuring(self, name: str, *, device: bool = False) -> Iterator[None]:
-        """Adds the time within it. ``device``: wait for the device first and last, so that its work is included."""
-        if not self.running:
-            yield
-            return
-        if threading.current_thread() is not threading.main_thread():
-            name += " (background)"
-        if device:
-            self.synchronize()
-        inner = self._open.__dict__.setdefault("measures", [])  # one entry a measure: the seconds of those within it
-        inner.append(0.0)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            if device:
-                self.synchronize()
-            whole = time.perf_counter() - started
-            own = whole - inner.pop()
-            if inner:
-                inner[-1] += whole
-            with self._lock:
-                self.seconds[name] = self.seconds.get(name, 0.0) + own
-                self.calls[name] = self.calls.get(name, 0) + 1
-
     def around(
         self, function: Callable[..., Any], name: str, *, device: bool = False, delay: float = 0.0
     ) -> Callable[..., Any]:
-        """``function``, measured; it sleeps ``delay`` seconds first, which count."""
+        """``function``, measured; it sleeps ``delay`` seconds first, which count.
+
+        ``device``: wait for the device before and after, so that its work is included.
+        """
 
         @wraps(function)
         def measured(*args: Any, **kwargs: Any) -> Any:
-            with self.measuring(name, device=device):
-                if delay:
-                    time.sleep(delay)
+            if not self.running:
                 return function(*args, **kwargs)
+            synchronize = self.synchronize if device else lambda: None
+            inner = self._open.__dict__.setdefault("measures", [])  # one entry a measure: the seconds within it
+            inner.append(0.0)
+            synchronize()
+            started = time.perf_counter()
+            try:
+                time.sleep(delay)
+                return function(*args, **kwargs)
+            finally:
+                synchronize()
+                whole = time.perf_counter() - started
+                self._add(name, whole - inner.pop())
+                if inner:
+                    inner[-1] += whole
 
         return measured
+
+    def _add(self, name: str, seconds: float) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            name += " (background)"
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self.calls[name] = self.calls.get(name, 0) + 1
 
 
 def watch_reading(watches: Stopwatches, delay: float) -> None:

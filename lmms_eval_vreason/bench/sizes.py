@@ -5,13 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForImageTextToText,
-    Cache,
-    DynamicCache,
-    Qwen2_5_VLConfig,
-    StaticCache,
-)
+from transformers import AutoModelForImageTextToText, Cache, DynamicCache, Qwen2_5_VLConfig, StaticCache
 from transformers.initialization import no_init_weights
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
@@ -77,6 +71,10 @@ SHAPES: dict[str, Shape] = {
     "32b": Shape(5120, 64, 40, 8, 27648, 152064),
     "72b": Shape(8192, 80, 64, 8, 29568, 152064),
 }
+
+
+# The shapes that are published: they get the published vision tower, which `narrow` and `medium` lack.
+PUBLISHED = ("3b", "7b", "32b", "72b")
 
 
 def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str) -> Any:

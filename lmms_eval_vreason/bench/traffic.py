@@ -28,7 +28,7 @@ class ByteModel:
     batch: int
     video_tokens: int
     tokens: int
-    cache: str
+    cache: str = "dynamic"
 
     def layer_cache(self, tokens: float) -> float:
         """Keys and values of one layer."""

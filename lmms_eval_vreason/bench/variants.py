@@ -13,7 +13,11 @@ from lmms_eval_vreason.method import VReason
 
 # Every due token gets its update, and so its full cost: random weights give some tokens next to no entropy.
 _METHOD = VReason(min_entropy=0.0, compile="off")
-HEAD_TOPK = 1024
+_SETTINGS = {
+    "": _METHOD,
+    ", no refresh": replace(_METHOD, refresh=False),
+    ", no refresh, head_topk 1024": replace(_METHOD, refresh=False, head_topk=1024),
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,12 @@ class Variant:
     name: str
     method: VReason | None = None
     full_forward: bool = False
-    cache: str = "dynamic"
     compiled: bool = False
+
+    @property
+    def cache(self) -> str:
+        """The kind of cache. Compiled steps need one that stays in its place."""
+        return "static" if self.compiled else "dynamic"
 
     @property
     def baseline(self) -> str:
@@ -64,23 +72,18 @@ class _SecondForward(LogitsProcessor):
         return scores
 
 
-def variants(cache: str, compiled: bool) -> list[Variant]:
+def variants(compiled: bool) -> list[Variant]:
     """All rows, plain ``generate`` first. ``compiled`` adds plain and the method over a static cache, compiled."""
-    rows = [Variant("plain generate", cache=cache), Variant("policy off", replace(_METHOD, policy="off"), cache=cache)]
-    for refresh, head_topk in ((True, 0), (False, 0), (False, HEAD_TOPK)):
-        words = "" if refresh else ", no refresh"
-        words += f", head_topk {head_topk}" if head_topk else ""
-        for every in (1, 2, 4, 8):
-            method = replace(_METHOD, update_every=every, refresh=refresh, head_topk=head_topk)
-            rows.append(Variant(f"update_every {every}{words}", method, cache=cache))
-    rows.append(Variant("Lite, update_every 2", replace(_METHOD, prune_ratio=0.5), cache=cache))
-    if cache == "dynamic":
-        for every in (1, 2):
-            method = replace(_METHOD, update_every=every)
-            rows.append(Variant(f"naive: second forward, update_every {every}", method, full_forward=True))
+    rows = [Variant("plain generate"), Variant("policy off", replace(_METHOD, policy="off"))]
+    for words, method in _SETTINGS.items():
+        rows += [Variant(f"update_every {n}{words}", replace(method, update_every=n)) for n in (1, 2, 4, 8)]
+    rows.append(Variant("Lite, update_every 2", replace(_METHOD, prune_ratio=0.5)))
+    for every in (1, 2):
+        method = replace(_METHOD, update_every=every)
+        rows.append(Variant(f"naive: second forward, update_every {every}", method, full_forward=True))
     if compiled:
-        rows.append(Variant("plain generate, compiled", cache="static", compiled=True))
+        rows.append(Variant("plain generate, compiled", compiled=True))
         for every in (2, 4):
             method = replace(_METHOD, update_every=every, compile="on")
-            rows.append(Variant(f"update_every {every}, compiled", method, cache="static", compiled=True))
+            rows.append(Variant(f"update_every {every}, compiled", method, compiled=True))
     return rows

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCrite
 
 from lmms_eval_vreason.prompts.split import REASONING_TAG, closes_thinking, holds_answer, split
 
-# What closes a thinking that has used up its budget, so that the answer is still asked for.
+# Forced upon a sample whose thinking budget has run out, so that it still gives an answer.
 FORCED_CLOSE = "\n</think>\n<answer>"
 
 # A tag can be cut into this many tokens at most (a byte each), with a few to spare for what surrounds it.

@@ -23,7 +23,7 @@ _THINKING = re.compile(r".*?</(?:think|analysis)>|.*?(?=<answer>)", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Split:
-    """A completion taken apart; no tag is left in either part.
+    """A completion, split; no tag is left in either part.
 
     Attributes:
         thinking: everything before the answer.
@@ -40,7 +40,7 @@ class Split:
 
 
 def split(text: str, opened: bool = False) -> Split:
-    """Takes a completion apart; it may hold any tags, closed or not, in upper or lower case.
+    """Splits a completion; it may hold any tags, closed or not, in upper or lower case.
 
     Args:
         opened: Whether the prompt itself opens the thinking, so that the text begins inside it
@@ -119,7 +119,7 @@ def _stretches(text: str, opened: bool) -> list[tuple[bool, int, int]]:
 
 
 def _split_unclosed(text: str, start: int) -> Split:
-    """A text that ends inside a thinking that begins at ``start``: only an answer at its very end is one."""
+    """A text that ends inside the thinking that begins at ``start``: only a block at its very end is the answer."""
     blocks = list(_BLOCK.finditer(text, start))
     if blocks and not text[blocks[-1].end() :].strip() and (answer := untag(blocks[-1][1])):
         return Split(untag(text[: blocks[-1].start()]), answer, tagged=True, cut=False)

@@ -54,8 +54,8 @@ def _report(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lmms_eval_vreason.report.compare import compare
-    from lmms_eval_vreason.report.figures import CAPTIONS, png, report_figures, save
-    from lmms_eval_vreason.report.files import write_text
+    from lmms_eval_vreason.report.figures import png, report_figures, save
+    from lmms_eval_vreason.report.files import write_files
     from lmms_eval_vreason.report.runs import read_run
     from lmms_eval_vreason.report.tables import print_terminal, report_page, write_tables
 
@@ -68,14 +68,10 @@ def _report(args: argparse.Namespace) -> int:
         figures = report_figures(comparison)
         images = {name: png(figure) for name, figure in figures.items()}
         for name, figure in figures.items():
-            written += save(figure, _beside(args.output, f"-{name}"), images[name])
-        written.append(write_text(_beside(args.output, ".html"), report_page(comparison, images, CAPTIONS)))
+            written += save(figure, args.output.with_name(f"{args.output.name}-{name}"), images[name])
+        written += write_files(args.output, {".html": report_page(comparison, images)})
         console.print("wrote " + ", ".join(map(str, written)), markup=False, highlight=False)
     return 0
-
-
-def _beside(prefix: Path, ending: str) -> Path:
-    return prefix.with_name(prefix.name + ending)
 
 
 def _plot(args: argparse.Namespace) -> int:
@@ -91,7 +87,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _flips(args: argparse.Namespace) -> int:
-    from lmms_eval_vreason.report.files import write_text
+    from lmms_eval_vreason.report.files import write_files
     from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
     from lmms_eval_vreason.report.runs import read_run
 
@@ -101,8 +97,7 @@ def _flips(args: argparse.Namespace) -> int:
     print(summary(flips, labels) + "\n")
     print(as_text(flips[: args.limit]))
     if args.output:
-        texts = {".html": as_page(flips, labels), ".txt": as_text(flips)}
-        _wrote([write_text(_beside(args.output, suffix), text) for suffix, text in texts.items()])
+        _wrote(write_files(args.output, {".html": as_page(flips, labels), ".txt": as_text(flips)}))
     _say([f"{run.label}: {notice}" for run in runs for notice in run.notices])
     return 0
 

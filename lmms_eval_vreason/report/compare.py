@@ -17,6 +17,9 @@ MEAN, MEAN_WITH_MRA = "Mean", "Mean with MRA"
 FEW_CHANGED = 10
 _COSTS = ("output_tokens", "thinking_tokens", "seconds")
 _SHARES = ("answered", "cut")
+_INTERVAL = ("difference", "low", "high")
+_TEST = ("p", "p_clustered", "p_mcnemar", "test", "clusters", "changed", "gained", "lost")
+_COMPARED = [*_INTERVAL, *_TEST, "compared", "left_out", "p_holm"]  # nothing of the first run
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def compare(
     warnings = [f"{run.label}: {warning}" for run in runs for warning in run.warnings]
     groups = tuple(_groups(runs, warnings))
     table = pd.DataFrame(_Comparer(groups, resamples, warnings).records())
+    table = table.reindex(columns=table.columns.union(_COMPARED, sort=False))
     if published:
         table = pd.concat([table, _published(table)], ignore_index=True)
     steering = [(run.label, run.facts) for group in groups for run in group.runs if run.facts]
@@ -107,9 +111,7 @@ def _groups(runs: Sequence[RunResults], warnings: list[str]) -> Iterator[RunGrou
     for name in dict.fromkeys(run.label for run in runs):
         own = tuple(run for run in runs if run.label == name)
         frames = [run.samples.set_index(KEY).sort_index() for run in own]
-        common = frames[0].index
-        for frame in frames[1:]:
-            common = common.intersection(frame.index)
+        common = reduce(pd.Index.intersection, [frame.index for frame in frames])
         if common.empty:
             raise ValueError(f"the runs labelled {name!r} have no sample in common: they cannot be seeds of one run")
         if left_out := max(map(len, frames)) - len(common):
@@ -185,8 +187,7 @@ class _Comparer:
         test = statistics.paired_test(first, second, clusters, interval, single_runs=single)
         left_out = len(samples) + len(others) - 2 * len(common)
         self._warn_difference(f"{benchmark}: {group.name} against {baseline.name}", test, left_out)
-        names = ("p", "p_clustered", "p_mcnemar", "test", "clusters", "changed", "gained", "lost")
-        record |= _interval(interval) | {name: getattr(test, name) for name in names}
+        record |= _interval(interval) | {name: getattr(test, name) for name in _TEST}
         return _Cell(record | {"compared": len(common), "left_out": left_out}, samples.index, test)
 
     def _warn_difference(self, who: str, test: statistics.PairedTest, left_out: int) -> None:
@@ -237,7 +238,7 @@ def _named(benchmark: str, group: RunGroup, unit: str) -> dict[str, Any]:
 
 
 def _interval(interval: statistics.Interval) -> dict[str, float]:
-    return {name: getattr(interval, name) for name in ("difference", "low", "high")}
+    return {name: getattr(interval, name) for name in _INTERVAL}
 
 
 def _mean(name: str, group: RunGroup, cells: Sequence[_Cell]) -> dict[str, Any]:

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lmms_eval_vreason.report import journals
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
+from lmms_eval_vreason.report.files import write_files
 
 # Okabe and Ito (2008), without yellow, which vanishes on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
@@ -22,27 +23,7 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 _MARKERS = "osD^vPX"
 _PUBLISHED_MARKERS = "*ph8"
 _LEGEND_CHARACTERS = 84  # of 9 points on 6.5 inches
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.formatter.useoffset": False,  # an offset is drawn over the axis' label
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "savefig.dpi": 200,
-    "text.parse_math": False,  # labels and texts are users' and models' own: a dollar sign is no formula
-}
-CAPTIONS = {
-    "differences": "Difference of each run to the first by benchmark, with 95% intervals.",
-    "efficiency": "Score against length: further up is better, further left is cheaper.",
-    "entropy": "Mean entropy of the next token against the token's index, raw and as moving average.",
-    "peak": "Where the moving average of the entropy peaks, and how high (median, quartiles, 5 to 95%).",
-    "shift": "Relative shift of the value cache, ‖ΔV‖/‖V‖ over the video tokens, against the token's index.",
-    "steps": "Updates of one sample a run (median number of updates): the switch α, and ΔH on the same token.",
-}
+STYLE = "lmms_eval_vreason.report.figures"  # figures.mplstyle
 # (index of the run's label, label) → its journal's samples with traces.
 Traced = Mapping[tuple[int, str], pa.Table]
 
@@ -50,11 +31,15 @@ Traced = Mapping[tuple[int, str], pa.Table]
 def report_figures(comparison: Comparison) -> dict[str, Figure]:
     """Name → figure, of those that the runs have the data for."""
     traced = _traced(comparison)
+    steered = {key: table for key, table in traced.items() if journals.trace_arrays(table, "shift")[0].any()}
     made: dict[str, Figure | None] = {}
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         made["differences"], made["efficiency"] = differences(comparison), efficiency(comparison)
         if traced:
-            made |= {"entropy": entropy(traced), "peak": peak(traced), "shift": shift(traced), "steps": updates(traced)}
+            made["entropy"] = curves(traced, {"entropy": "Entropy (nats)", "ema": "Moving average (nats)"})
+            made["peak"] = peak(traced)
+        if steered:
+            made |= {"shift": curves(steered, {"shift": "‖ΔV‖ / ‖V‖"}), "steps": updates(steered)}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
@@ -94,8 +79,6 @@ def _widen(axes: Axes, axis: str, least: float) -> None:
 def differences(comparison: Comparison) -> Figure | None:
     """Each run's difference to the first, with its 95% interval, by benchmark."""
     table = comparison.table
-    if "difference" not in table:
-        return None
     rows = table[table["difference"].notna() & table["unit"].eq("%")]
     if rows.empty:
         return None
@@ -116,9 +99,9 @@ def differences(comparison: Comparison) -> Figure | None:
                 axes.annotate(note, (x, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
     _widen(axes, "x", 2.0)
-    axes.set_xlabel(f"Difference to {comparison.groups[0].name}, points (95% interval)")
+    first = comparison.groups[0].name
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=f"Difference to {first}, points (95% interval)")
     _legend(figure, labels)
     return figure
 
@@ -142,42 +125,43 @@ def efficiency(comparison: Comparison) -> Figure | None:
     places: dict[tuple[float, float], list[str]] = {}
     published = iter(_PUBLISHED_MARKERS * len(means))
     for row in means.to_dict("records"):
-        style = {"marker": next(published), "color": "#777777"} if row["published"] else _style(order[row["label"]])
+        drawn = {"marker": next(published), "color": "#777777"} if row["published"] else _style(order[row["label"]])
         names.append(f"{row['label']} †" if row["published"] else row["label"])
         same = places.setdefault((round(row["output_tokens"], 3), round(row["score"], 3)), [])
         # Markers on one spot stand around each other.
         axes.errorbar(row["output_tokens"], row["score"], yerr=row["se"], linestyle="none", ms=7 + 5 * len(same),
-                      mfc="none", mew=1.4, capsize=3, label=names[-1], **style)  # fmt: skip
+                      mfc="none", mew=1.4, capsize=3, label=names[-1], **drawn)  # fmt: skip
         same.append(names[-1])
     for place, same in places.items():
         if len(same) > 1:
             axes.annotate(", ".join(same) + ": equal", place, (12, 8), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("Output tokens a sample")
-    axes.set_ylabel(f"Score, {over} ± SE")
+    axes.set(xlabel="Output tokens a sample", ylabel=f"Score, {over} ± SE")
     axes.margins(x=0.15, y=0.15)
     _widen(axes, "x", 4.0)
     _legend(figure, names, loc="outside lower center")
     return figure
 
 
-def entropy(traced: Traced) -> Figure:
-    """Mean entropy against the token index, raw and as EMA, with a 95% band."""
-    figure = _figure(5.2)
-    for panel, (column, title) in enumerate((("entropy", "Entropy"), ("ema", "Entropy, moving average")), start=1):
-        axes = figure.add_subplot(2, 1, panel)
+def curves(traced: Traced, panels: Mapping[str, str]) -> Figure:
+    """Means of trace columns against the token index, with 95% bands.
+
+    Args:
+        panels: the trace's column → title of its panel.
+    """
+    figure = _figure(0.4 + 2.4 * len(panels))
+    all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, (column, title) in zip(all_axes, panels.items(), strict=True):
         for (index, label), table in traced.items():
-            _band(axes, journals.curve(table, column), index, label if panel == 1 else None)
-        axes.set_ylabel(f"{title} (nats)")
+            curve, colour = journals.curve(table, column), COLOURS[index % len(COLOURS)]
+            x, reach = np.arange(1, len(curve.mean) + 1), 1.96 * curve.error
+            axes.plot(x, curve.mean, color=colour, linestyle=_LINES[index % len(_LINES)], linewidth=1.4,
+                      label=label if axes is all_axes[0] else None)  # fmt: skip
+            axes.fill_between(x, curve.mean - reach, curve.mean + reach, color=colour, alpha=0.18, linewidth=0)
+        axes.set_ylabel(title)
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("Generated token (while 5% of the samples last; band: 95% interval of the mean)")
     _legend(figure, [label for _, label in traced])
     return figure
-
-
-def _band(axes: Axes, curve: journals.Curve, index: int, label: str | None) -> None:
-    colour, line = COLOURS[index % len(COLOURS)], _LINES[index % len(_LINES)]
-    x, reach = np.arange(1, len(curve.mean) + 1), 1.96 * curve.error
-    axes.plot(x, curve.mean, color=colour, linestyle=line, linewidth=1.4, label=label)
-    axes.fill_between(x, curve.mean - reach, curve.mean + reach, color=colour, alpha=0.18, linewidth=0)
 
 
 def peaks(table: pa.Table) -> pd.DataFrame:
@@ -189,38 +173,21 @@ def peaks(table: pa.Table) -> pd.DataFrame:
 
 def peak(traced: Traced) -> Figure:
     """Where the EMA peaks and how high: a box a run (median, quartiles, 5 to 95%)."""
-    figure = _figure(1.3 + 0.34 * len(traced))
     found = {key: peaks(table) for key, table in traced.items()}
-    panels = (("position", "Token at which the EMA peaks"), ("height", "Height of the peak (nats)"))
     highest = max(frame["height"].max() for frame in found.values())
-    for panel, (column, title) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 2, panel)
+    figure = _figure(1.3 + 0.34 * len(traced))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, column in ((left, "position"), (right, "height")):
         boxes = axes.boxplot([frame[column] for frame in found.values()], orientation="horizontal", whis=(5, 95),
-                             showfliers=False, patch_artist=True, widths=0.6)  # fmt: skip
-        for box, median, (index, _) in zip(boxes["boxes"], boxes["medians"], found, strict=True):
+                             showfliers=False, patch_artist=True, widths=0.6, manage_ticks=axes is left,
+                             tick_labels=[label for _, label in found],
+                             medianprops={"color": "black", "linewidth": 1.4})  # fmt: skip
+        for box, (index, _) in zip(boxes["boxes"], found, strict=True):
             box.set(facecolor=_style(index)["color"], alpha=0.55)
-            median.set(color="black", linewidth=1.4)
-        axes.set_yticks(range(1, len(found) + 1), [label if panel == 1 else "" for _, label in found])
-        axes.set_ylim(len(found) + 0.6, 0.4)
-        _widen(axes, "x", 4.0 if column == "position" else 0.05 * highest)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=column == "position"))
-        axes.set_xlabel(title)
-    return figure
-
-
-def shift(traced: Traced) -> Figure | None:
-    """Mean ‖ΔV‖/‖V‖ against the token index, of the runs that steer."""
-    steered = {key: table for key, table in traced.items() if journals.trace_arrays(table, "shift")[0].any()}
-    if not steered:
-        return None
-    figure = _figure(2.8)
-    axes = figure.add_subplot()
-    for (index, label), table in steered.items():
-        _band(axes, journals.curve(table, "shift"), index, label)
-    axes.set_ylabel("‖ΔV‖ / ‖V‖")
-    axes.set_xlabel("Generated token")
-    axes.set_ylim(bottom=0)
-    _legend(figure, [label for _, label in steered])
+        _widen(axes, "x", 4.0 if axes is left else 0.05 * highest)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=axes is left))
+    left.set(ylim=(len(found) + 0.6, 0.4), xlabel="Token at which the EMA peaks")
+    right.set_xlabel("Height of the peak (nats)")
     return figure
 
 
@@ -235,42 +202,37 @@ def updates(traced: Traced) -> Figure | None:
     if not chosen:
         return None
     figure = _figure(0.6 + 2.6 * len(chosen))
-    parts = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
-    for part, (label, record) in zip(parts, chosen.items(), strict=True):
+    for part, (label, record) in zip(
+        figure.subfigures(len(chosen), 1, squeeze=False)[:, 0], chosen.items(), strict=True
+    ):
         part.suptitle(f"{label}: {record['task']}, document {record['doc_id']}", fontsize=9)
         upper, lower = part.subplots(2, 1, sharex=True)
-        draw_alpha(upper, record["trace"])
-        draw_change(lower, record["trace"])
+        draw_updates(upper, lower, record["trace"])
         lower.set_xlabel("Generated token")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def draw_alpha(axes: Axes, trace: Mapping[str, Any]) -> None:
-    """α of the updates: +1 explores (raises the entropy), -1 exploits (lowers it)."""
-    alpha = np.array(trace["alpha"], dtype=float)
-    for sign, colour, marker, name in (
-        (1, COLOURS[1], "^", "α = +1, explore"),
-        (-1, COLOURS[0], "v", "α = −1, exploit"),
-    ):
+def draw_updates(signs: Axes, changes: Axes, trace: Mapping[str, Any]) -> None:
+    """Draws a sample's updates.
+
+    Args:
+        signs: gets α: +1 explores (raises the entropy), -1 exploits (lowers it).
+        changes: gets ΔH, nats.
+        trace: the trace of a journal line.
+    """
+    alpha, change = (np.array(trace[name], dtype=float) for name in ("alpha", "entropy_change"))
+    kinds = ((1, COLOURS[1], "^", "α = +1, explore"), (-1, COLOURS[0], "v", "α = −1, exploit"))
+    for sign, colour, marker, label in kinds:
         at = np.flatnonzero(np.sign(alpha) == sign)
-        axes.plot(at + 1, alpha[at], marker, color=colour, ms=4, linestyle="none", label=name)
-    axes.set_ylim(-1.6, 1.6)
-    axes.set_yticks([-1, 0, 1])
-    axes.set_ylabel("α")
-    axes.legend(loc="center right", fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
-
-
-def draw_change(axes: Axes, trace: Mapping[str, Any]) -> None:
-    """ΔH of the updates, nats."""
-    change, alpha = np.array(trace["entropy_change"], dtype=float), np.array(trace["alpha"], dtype=float)
-    at = np.flatnonzero(np.isfinite(change))
-    colours = [COLOURS[1] if alpha[i] > 0 else COLOURS[0] for i in at]
-    axes.vlines(at + 1, 0, change[at], color=colours, linewidth=1.2)
-    axes.scatter(at + 1, change[at], c=colours, s=8)
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel("ΔH (nats)")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+        signs.plot(at + 1, alpha[at], marker, color=colour, ms=4, label=label)
+        changes.vlines(at + 1, 0, change[at], color=colour, linewidth=1.2)
+        changes.plot(at + 1, change[at], "o", color=colour, ms=8**0.5)
+    signs.set(ylim=(-1.6, 1.6), yticks=(-1, 0, 1), ylabel="α")
+    signs.legend(loc="center right", fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
+    changes.axhline(0, color="black", linewidth=0.6)
+    changes.set_ylabel("ΔH (nats)")
+    changes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
 
 
 def png(figure: Figure) -> bytes:
@@ -280,16 +242,11 @@ def png(figure: Figure) -> bytes:
 
 def save(figure: Figure, prefix: Path, image: bytes | None = None) -> list[Path]:
     """Writes ``PREFIX.png`` (``image`` where it has been rendered before) and ``PREFIX.svg``."""
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    contents = {"png": image or png(figure), "svg": _rendered(figure, "svg")}
-    paths = [prefix.with_name(f"{prefix.name}.{suffix}") for suffix in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        path.write_bytes(content)
-    return paths
+    return write_files(prefix, {".png": image or png(figure), ".svg": _rendered(figure, "svg")})
 
 
 def _rendered(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with style.context(STYLE):
         figure.savefig(buffer, format=kind)
     return buffer.getvalue()

@@ -5,13 +5,13 @@ A killed or crashed run may have left them half-written.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-_SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>.+)\.jsonl")
+_SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>[^/\\]+)\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,13 @@ def find_samples(path: Path, notices: list[str], pattern: str = "*") -> list[Sam
         candidates = path.parent.glob(f"{path.name.removesuffix('_results.json')}_samples_*.jsonl")
     else:
         candidates = [path]
-    files = [file for file in map(_samples_file, candidates) if file and fnmatchcase(file.task, pattern)]
+    files = [
+        SamplesFile(
+            file, match["task"], results if (results := Path(f"{match['date']}_results.json")).exists() else None
+        )
+        for file in candidates
+        if (match := _SAMPLES.fullmatch(str(file))) and fnmatchcase(match["task"], pattern)
+    ]
     if not files and pattern != "*":
         raise ValueError(f"{path} holds no samples of a task that fits {pattern!r}")
     if not files:
@@ -63,14 +69,6 @@ def find_samples(path: Path, notices: list[str], pattern: str = "*") -> list[Sam
             notices.append(f"{path}: task {file.task} was run more than once; {file.path.name} counts, as the newest")
         newest[file.task] = file
     return list(newest.values())
-
-
-def _samples_file(path: Path) -> SamplesFile | None:
-    match = _SAMPLES.fullmatch(path.name)
-    if not match:
-        return None
-    results = path.with_name(f"{match['date']}_results.json")
-    return SamplesFile(path, match["task"], results if results.exists() else None)
 
 
 def _refuse_mixture(path: Path, files: Sequence[SamplesFile]) -> None:
@@ -104,19 +102,16 @@ def read_json_lines(path: Path, notices: list[str]) -> Iterator[dict[str, Any]]:
                 broken.append(number)
             elif record:
                 yield record
-    half_written = broken[-1:] == [number] and not line.endswith("\n")
-    notices += line_notices(path, broken[:-1] if half_written else broken, half_written=half_written)
-
-
-def line_notices(path: Path, broken: Sequence[int], *, half_written: bool = False) -> list[str]:
-    """Sentences about lines of a file that were left out; ``broken`` are their numbers, from 1."""
-    notices = []
-    if half_written:  # what a killed run leaves
+    if broken[-1:] == [number] and not line.endswith("\n"):  # what a killed run leaves
+        broken.pop()
         notices.append(f"{path.name}: the last line is half-written (a killed run) and was left out")
     if broken:
-        shown = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
-        notices.append(f"{path.name}: {len(broken)} lines are not JSON and were left out (line {shown})")
-    return notices
+        notices.append(f"{path.name}: {len(broken)} lines are not JSON and were left out (line {listed(broken)})")
+
+
+def listed(values: Sequence[Any]) -> str:
+    """The first five values, and that there are more."""
+    return ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -132,8 +127,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file and the folders above it; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+def write_files(prefix: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
+    """Writes files and the folders above them.
+
+    Args:
+        prefix: the path that each file's name starts with.
+        contents: what follows the prefix, as ``.csv`` → text or bytes.
+
+    Returns:
+        The files' paths.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    paths = {prefix.with_name(prefix.name + ending): content for ending, content in contents.items()}
+    for path, content in paths.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(paths)

@@ -1,8 +1,8 @@
-"""Journals as tables: read by pyarrow, since thirty thousand traces are gigabytes of JSON."""
+"""Journals as Arrow tables, since thirty thousand traces are gigabytes of JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +10,31 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 
 from lmms_eval_vreason.journal.files import FOLDER, check_version, samples_files, with_trace
 from lmms_eval_vreason.journal.summary import SteeringFacts, steering_facts
-from lmms_eval_vreason.report.files import line_notices
+from lmms_eval_vreason.report.files import read_json_lines
 from lmms_eval_vreason.report.statistics import Array
 
 TRACES = 2000
-_BLOCK = 4 << 20  # bytes a block of the parser; a line must fit into it
-_COUNTS = ("updates", "peak_index", "video_tokens")
 _CHANGE = pa.struct({"updates": pa.int64(), "entropy_change": pa.float64()})
-_TRACE = pa.struct(
-    {
-        **dict.fromkeys(("entropy", "ema", "alpha", "entropy_change", "shift"), pa.list_(pa.float32())),
-        **dict.fromkeys(_COUNTS, pa.int64()),
-        **dict.fromkeys(("lowering", "raising"), _CHANGE),
-        "last_shift": pa.float64(),
-        "note": pa.string(),
-    }
-)
+_TRACE = {
+    **dict.fromkeys(("entropy", "ema", "alpha", "entropy_change", "shift"), pa.list_(pa.float32())),
+    **dict.fromkeys(("updates", "peak_index", "video_tokens"), pa.int64()),
+    **dict.fromkeys(("lowering", "raising"), _CHANGE),
+    "last_shift": pa.float64(),
+    "note": pa.string(),
+}
 _SCHEMA = pa.schema(
     {
-        **dict.fromkeys(("kind", "run", "key", "task", "prompt"), pa.string()),
+        **dict.fromkeys(("task", "prompt"), pa.string()),
         "doc_id": pa.int64(),
         "media": pa.list_(pa.string()),
         **dict.fromkeys(("thinking_cut", "answer_cut"), pa.bool_()),
         "tokens": pa.struct(dict.fromkeys(("input", "output", "thinking"), pa.int64())),
         "seconds": pa.struct(dict.fromkeys(("generate", "ordinary", "due"), pa.float64())),
         "peak_memory_bytes": pa.int64(),
-        "trace": _TRACE,
+        "trace": pa.struct(_TRACE),
         "error": pa.struct(dict.fromkeys(("type", "message"), pa.string())),
     }
 )
@@ -89,12 +84,8 @@ def find_journals(run: Path, given: str | None = None) -> list[Path]:
 
 def run_header(path: Path) -> dict[str, Any] | None:
     """The first line of kind ``run``; None when the file has none."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        try:
-            record = json.loads(file.readline() or "null")
-        except json.JSONDecodeError:
-            return None
-    if not isinstance(record, dict) or record.get("kind") != "run":
+    record = next(read_json_lines(path, []), {})
+    if record.get("kind") != "run":
         return None
     check_version(path, record)
     return record
@@ -109,55 +100,15 @@ def read_journal(paths: Sequence[Path], notices: list[str], traces: int = TRACES
         traces: about how many samples get their traces' arrays, evenly spaced. Figures need no more, and reading
             every number takes most of the time.
     """
-    stride = max(1, sum(map(_count_lines, paths)) // max(traces, 1))
-    tables = [_parse(path, _lines(path, stride), notices) for path in paths]
-    table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
-    table = table.filter(pc.equal(table["kind"], "sample"))
-    repeated = table["key"].to_pandas().duplicated(keep="last")
-    return table.take(np.flatnonzero(~repeated.to_numpy()))
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def _lines(path: Path, stride: int) -> list[bytes]:
-    """The file's lines, with the trace's arrays in every ``stride``-th."""
-    with path.open("rb") as file:
-        return [line if number % stride else _with_arrays(path, line) for number, line in enumerate(file)]
-
-
-def _with_arrays(path: Path, line: bytes) -> bytes:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return line
-    return json.dumps(with_trace(path, record)).encode() + b"\n" if isinstance(record, dict) else line
-
-
-def _parse(path: Path, lines: list[bytes], notices: list[str]) -> pa.Table:
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-        notices += line_notices(path, [], half_written=True)
-    if not lines:
-        return _SCHEMA.empty_table()
-    options = pa.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore")
-    try:
-        return pa.json.read_json(pa.BufferReader(b"".join(lines)), pa.json.ReadOptions(block_size=_BLOCK), options)
-    except pa.ArrowInvalid as error:
-        broken = [number for number, line in enumerate(lines, start=1) if not _is_object(line)]
-        if not broken:
-            raise ValueError(f"{path} is not a journal of this package: {error}") from error
-        notices += line_notices(path, broken)
-        return _parse(path, [line for line in lines if _is_object(line)], notices)
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+    lines = ((path, line) for path in paths for line in read_json_lines(path, notices))
+    samples = [(path, line) for path, line in lines if line.get("kind") == "sample"]
+    newest = {line["key"]: place for place, (_, line) in enumerate(samples)}
+    stride = max(1, len(newest) // max(traces, 1))
+    kept = (samples[place] for place in sorted(newest.values()))
+    rows = (line if place % stride else with_trace(path, line) for place, (path, line) in enumerate(kept))
+    # A few at a time: Python's objects of all traces at once would fill the memory.
+    batches = [pa.RecordBatch.from_pylist(some, schema=_SCHEMA) for some in iter(lambda: list(islice(rows, 50)), [])]
+    return pa.Table.from_batches(batches, schema=_SCHEMA).combine_chunks()
 
 
 def with_arrays(table: pa.Table) -> pa.Table:

@@ -18,8 +18,9 @@ from lmms_eval_vreason.report.files import SamplesFile, find_samples, parse_run,
 from lmms_eval_vreason.report.scores import answer_of, score_of, scored_with_tags, unfinished, video_of
 
 KEY = ["row", "part", "doc_id"]
-_TOKENS = ("input_tokens", "output_tokens", "thinking_tokens")
-_COLUMNS = ("row", "part", "task", "doc_id", "score", "metric", "video", "prompt", *_TOKENS, "answered", "cut")
+# Column of the samples → its name in lmms-eval's ``token_counts``.
+_TOKENS = {"input_tokens": "input_tokens", "output_tokens": "output_tokens", "thinking_tokens": "reasoning_tokens"}
+_COLUMNS = [*KEY, "task", "score", "metric", "video", "prompt", *_TOKENS, "answered", "cut", "tagged"]
 
 
 @dataclass(frozen=True)
@@ -106,28 +107,27 @@ def _read_samples(
     config = results.get("configs", {}).get(file.task, {})
     metrics = metric_names(results, file.task)
     benchmark = benchmark_of(file.task, results.get("group_subtasks", {}))
-    part, limit = part_of(file.task), _token_limit(config, results.get("config", {}))
-    rows, unscored, tagged = [], 0, 0
+    fixed = {"part": part_of(file.task), "task": file.task}
+    rows, unscored = [], 0
     for sample in read_json_lines(file.path, notices):
         scored = score_of(sample, file.task, benchmark, metrics)
         if scored is None or "doc_id" not in sample:
             unscored += 1
             continue
-        row, metric, score = scored
-        tokens = _token_counts(sample)
-        cut = unfinished(sample) or (limit is not None and tokens[1] is not None and tokens[1] >= limit)
-        prompt, answer = str(sample.get("input", "")), answer_of(sample)
-        tagged += scored_with_tags(sample)
-        document = (row, part, file.task, int(sample["doc_id"]), score, metric, video_of(sample), prompt)
-        rows.append((*document, *tokens, bool(answer), cut))
+        own = dict(zip(("row", "metric", "score"), scored, strict=True)) | _token_counts(sample)
+        own |= {"doc_id": int(sample["doc_id"]), "video": video_of(sample), "prompt": str(sample.get("input", ""))}
+        own |= {"answered": bool(answer_of(sample)), "cut": unfinished(sample), "tagged": scored_with_tags(sample)}
+        rows.append(fixed | own)
+    frame = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_TOKENS, float))
     if unscored:
         notices.append(f"{file.path.name}: {unscored} samples have no numeric score and were left out")
-    if tagged:
+    if tagged := frame.pop("tagged").sum():
         warnings.append(
             f"{file.task}: {tagged} answers were scored with their <answer> tags around them, which tasks that look "
             "for the bare letter count as wrong"
         )
-    frame = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_TOKENS, float))
+    limit = _token_limit(config, results.get("config", {}))
+    frame["cut"] |= frame["output_tokens"] >= limit
     repeated = frame.duplicated(KEY, keep="last")
     if repeated.any():
         notices.append(
@@ -146,19 +146,17 @@ def prompt_hash(prompts: "pd.Series[str]") -> "pd.Series[int]":
     return pd.Series((hashes >> 11).astype("int64"), index=prompts.index)
 
 
-def _token_counts(sample: Mapping[str, Any]) -> list[float | None]:
+def _token_counts(sample: Mapping[str, Any]) -> dict[str, float | None]:
+    """Means over the sample's responses."""
     counts = [count for count in sample.get("token_counts") or [] if count]
-    means = []
-    for name in ("input_tokens", "output_tokens", "reasoning_tokens"):
-        known = [count[name] for count in counts if count.get(name) is not None]
-        means.append(sum(known) / len(known) if known else None)
-    return means
+    known = {own: [n for count in counts if (n := count.get(name)) is not None] for own, name in _TOKENS.items()}
+    return {own: sum(numbers) / len(numbers) if numbers else None for own, numbers in known.items()}
 
 
-def _token_limit(task: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+def _token_limit(task: Mapping[str, Any], config: Mapping[str, Any]) -> float:
     given = re.search(r"max_new_tokens['\"]?\s*[=:]\s*(\d+)", str(config.get("gen_kwargs") or ""))
     limit = given[1] if given else (task.get("generation_kwargs") or {}).get("max_new_tokens")
-    return int(limit) if limit is not None else None
+    return float("inf" if limit is None else limit)
 
 
 def _note_other_aggregate(frame: pd.DataFrame, task: str, results: Mapping[str, Any], notices: list[str]) -> None:

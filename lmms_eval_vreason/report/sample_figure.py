@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lmms_eval_vreason.journal.files import FOLDER, samples_files, with_trace
-from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_alpha, draw_change
+from lmms_eval_vreason.report.figures import COLOURS, STYLE, draw_updates
 from lmms_eval_vreason.report.files import find_samples, read_json, read_json_lines
 from lmms_eval_vreason.report.journals import find_journals
 from lmms_eval_vreason.report.runs import metric_names
@@ -28,7 +28,7 @@ _COLUMNS = 112  # characters a line of the coloured text
 _WIDTH, _LEFT, _INNER = 8.4, 0.9, 7.3  # inches: the figure, its left margin, what is drawn
 _FONT_SIZE = _INNER * 72 / _COLUMNS / 0.602  # points at which DejaVu Sans Mono fills a line
 _LINE = 0.165  # inches a line
-_GAP = 0.28
+_TOP, _GAP, _BOTTOM = 0.5, 0.28, 0.53
 _THUMBNAILS = 6
 _QUESTION_LINES = 14
 # White to a blue on which black text stays legible; its lightness alone carries the value, so it prints in grey.
@@ -61,31 +61,33 @@ def find_sample(argument: str, notices: list[str]) -> dict[str, Any]:
         ValueError: there is no journal, or no such sample with a trace; the message says what there is.
     """
     path, name = _place(argument)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    files = [path] if path.suffix == ".jsonl" and "_samples_" not in path.name else find_journals(path)
-    files = files or (samples_files(path) if path.is_dir() else [])
-    if not files:
-        raise ValueError(f"{path} has no {FOLDER}: only runs of qwen2_5_vl_vreason leave traces")
     found, known = None, []
-    for file in files:
+    for file in _journals(path):
         for record in read_json_lines(file, notices):
-            if record.get("kind") != "sample" or not record.get("trace"):
-                continue
-            known.append(f"{record['task']}/{record['doc_id']}")
-            if name == known[-1] or (not name and found is None and record["trace"]["updates"]):
-                found = with_trace(file, record)
-    if found is None:
-        raise ValueError(
-            f"{path}: no {'traced sample ' + name if name else 'steered sample'}; "
-            f"there are {len(known)} with a trace" + (f", as {path}#{known[0]}" if known else "")
-        )
-    return found
+            if record.get("kind") == "sample" and record.get("trace"):
+                known.append(f"{record['task']}/{record['doc_id']}")
+                if name == known[-1] or (not name and found is None and record["trace"]["updates"]):
+                    found = with_trace(file, record)
+    if found is not None:
+        return found
+    raise ValueError(
+        f"{path}: no {'traced sample ' + name if name else 'steered sample'}; "
+        f"there are {len(known)} with a trace" + (f", as {path}#{known[0]}" if known else "")
+    )
 
 
 def _place(argument: str) -> tuple[Path, str]:
     place, _, name = argument.partition("#")
     return Path(place).expanduser(), name
+
+
+def _journals(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    files = [path] if path.suffix == ".jsonl" and "_samples_" not in path.name else find_journals(path)
+    if not (files := files or samples_files(path)):
+        raise ValueError(f"{path} has no {FOLDER}: only runs of qwen2_5_vl_vreason leave traces")
+    return files
 
 
 def find_verdict(argument: str, record: Mapping[str, Any], notices: list[str]) -> Verdict | None:
@@ -107,7 +109,7 @@ def find_verdict(argument: str, record: Mapping[str, Any], notices: list[str]) -
             notices.append(f"gold and score are not shown: {error}")
         return None
     metrics = metric_names(read_json(file.results), file.task) if file.results else []
-    for sample in read_json_lines(file.path, []):
+    for sample in reversed(list(read_json_lines(file.path, []))):  # the last of a doc_id counts
         if sample.get("doc_id") == record["doc_id"] and (scored := score_of(sample, file.task, file.task, metrics)):
             return Verdict(str(sample.get("target", "unknown")), scored[2])
     return None
@@ -120,32 +122,36 @@ def sample_figure(record: Mapping[str, Any], verdict: Verdict | None = None) -> 
         record: a journal line of kind ``sample`` with a trace.
         verdict: what the samples file says of it.
     """
-    trace = record["trace"]
-    question = _question_lines(record["prompt"])
+    trace, prompt = record["trace"], record["prompt"].strip()
+    question = [part for line in prompt.splitlines() for part in textwrap.wrap(line, _COLUMNS) or [""]]
+    if len(question) > _QUESTION_LINES:
+        question[_QUESTION_LINES - 1 :] = ["…"]
     placed, lines = flow(trace["tokens"], _COLUMNS)
     heights = [1.0, _LINE * len(question), 0.12, _LINE * lines, 1.7, 0.9, 1.0, 1.0]
-    height = sum(heights) + _GAP * len(heights) + 0.75
-    with matplotlib.rc_context(STYLE):
+    height = _TOP + sum(heights) + _GAP * (len(heights) - 1) + _BOTTOM
+    inches = {"left": _LEFT / _WIDTH, "right": (_LEFT + _INNER) / _WIDTH, "top": 1 - _TOP / height,
+              "bottom": _BOTTOM / height, "hspace": _GAP * len(heights) / sum(heights)}  # fmt: skip
+    with style.context(STYLE):
         figure = Figure(figsize=(_WIDTH, height))
         title = f"{record['task']}, document {record['doc_id']} · answer: {_short(record['answer'])}"
         title += f" · {verdict}" if verdict else ""
         figure.text(_LEFT / _WIDTH, 1 - 0.3 / height, title, fontsize=10)
-        axes, top = [], 0.5
-        for own in heights:
-            axes.append(figure.add_axes((_LEFT / _WIDTH, 1 - (top + own) / height, _INNER / _WIDTH, own / height)))
-            top += own + _GAP
+        axes = figure.subplots(len(heights), height_ratios=heights, gridspec_kw=inches)
+        for one in axes[:4]:
+            one.axis("off")
         _draw_frames(axes[0], record["media"])
-        _draw_question(axes[1], question)
+        axes[1].text(0, 1, "\n".join(question), va="top", transform=axes[1].transAxes, fontsize=7.5,
+                     family="monospace", linespacing=1.3)  # fmt: skip
         scale = Normalize(0, max(float(np.nanmax(np.array(trace["entropy"], dtype=float), initial=0)), 1e-3))
         _draw_key(axes[2], scale)
-        _draw_text(axes[3], placed, trace["entropy"], lines, scale)
+        _draw_text(axes[3], placed, trace["entropy"], scale)
+        axes[3].set(xlim=(0, _COLUMNS), ylim=(lines, 0))
         _draw_traces(axes[4:], trace)
     return figure
 
 
 def _draw_key(axes: Axes, scale: Normalize) -> None:
     """The colour key, a strip over the text that it explains."""
-    axes.axis("off")
     strip = axes.inset_axes((0, 0, 0.25, 1))
     axes.figure.colorbar(ScalarMappable(scale, _HEAT), cax=strip, orientation="horizontal")
     strip.tick_params(labelsize=7)
@@ -156,11 +162,6 @@ def _draw_key(axes: Axes, scale: Normalize) -> None:
 def _short(text: str, width: int = 40) -> str:
     line = " ".join(text.split())
     return (line if len(line) <= width else line[: width - 1] + "…") or "none"
-
-
-def _question_lines(prompt: str) -> list[str]:
-    lines = [part for line in prompt.strip().splitlines() for part in (textwrap.wrap(line, _COLUMNS) or [""])]
-    return lines if len(lines) <= _QUESTION_LINES else [*lines[: _QUESTION_LINES - 1], "…"]
 
 
 def flow(tokens: Sequence[str], columns: int) -> tuple[list[Piece], int]:
@@ -187,22 +188,18 @@ def flow(tokens: Sequence[str], columns: int) -> tuple[list[Piece], int]:
 
 
 def _draw_frames(axes: Axes, media: Sequence[str]) -> None:
-    axes.axis("off")
-    if not media:
-        axes.text(0.5, 0.5, "no video", ha="center", transform=axes.transAxes)
-        return
-    try:
-        frames = thumbnails(Path(media[0]), _THUMBNAILS)
-    except (OSError, RuntimeError) as error:
-        axes.text(0.5, 0.5, f"frames of {Path(media[0]).name} cannot be read: {_short(str(error))}", ha="center",
-                  transform=axes.transAxes, fontsize=8)  # fmt: skip
-        return
-    gap = 0.01
-    width = (1 - gap * (_THUMBNAILS - 1)) / _THUMBNAILS
-    for index, frame in enumerate(frames[:_THUMBNAILS]):
-        inset = axes.inset_axes((index * (width + gap), 0, width, 1))
-        inset.imshow(frame)
-        inset.axis("off")
+    words = "no video"
+    if media:
+        try:
+            frames = thumbnails(Path(media[0]), _THUMBNAILS)
+        except (OSError, RuntimeError) as error:
+            words = f"frames of {Path(media[0]).name} cannot be read: {_short(str(error))}"
+        else:
+            gap = np.full_like(frames[0][:, : frames[0].shape[1] // 20], 255)
+            axes.imshow(np.hstack([part for frame in frames for part in (frame, gap)]))
+            axes.set_anchor("W")
+            return
+    axes.text(0.5, 0.5, words, ha="center", transform=axes.transAxes, fontsize=8)
 
 
 def thumbnails(path: Path, count: int) -> list[Array]:
@@ -222,18 +219,7 @@ def thumbnails(path: Path, count: int) -> list[Array]:
     return list(reader.get_batch(indices).asnumpy())
 
 
-def _draw_question(axes: Axes, lines: Sequence[str]) -> None:
-    axes.axis("off")
-    axes.text(0, 1, "\n".join(lines), va="top", transform=axes.transAxes, fontsize=7.5, family="monospace",
-              linespacing=1.3)  # fmt: skip
-
-
-def _draw_text(
-    axes: Axes, placed: Sequence[Piece], entropy: Sequence[float | None], lines: int, scale: Normalize
-) -> None:
-    axes.axis("off")
-    axes.set_xlim(0, _COLUMNS)
-    axes.set_ylim(lines, 0)
+def _draw_text(axes: Axes, placed: Sequence[Piece], entropy: Sequence[float | None], scale: Normalize) -> None:
     for index, column, line, text in placed:
         value = entropy[index] if index < len(entropy) else None
         if value is not None:
@@ -248,15 +234,13 @@ def _draw_traces(axes: Sequence[Axes], trace: Mapping[str, Any]) -> None:
         axes[0].plot(x, np.array(trace[name], dtype=float), line, color=colour, linewidth=width, label=label)
     axes[0].set_ylabel("nats")
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=3, fontsize=7)
-    draw_alpha(axes[1], trace)
-    draw_change(axes[2], trace)
+    draw_updates(axes[1], axes[2], trace)
     axes[3].plot(x, np.array(trace["shift"], dtype=float), color=COLOURS[2])
-    axes[3].set_ylabel("‖ΔV‖ / ‖V‖")
+    reason = f" (not steered: {trace['note']})" if trace["note"] else ""
+    axes[3].set(ylabel="‖ΔV‖ / ‖V‖", xlabel=f"Generated token{reason}")
     axes[3].set_ylim(bottom=0)
-    axes[3].set_xlabel("Generated token" + (f" (not steered: {trace['note']})" if trace["note"] else ""))
-    for one in axes[:4]:
+    for one in axes:
         one.set_xlim(0.5, len(x) + 0.5)
         one.yaxis.set_label_coords(-0.085, 0.5)
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for one in axes[:3]:
-        one.tick_params(labelbottom=False)
+        one.label_outer()

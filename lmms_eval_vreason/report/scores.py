@@ -1,6 +1,6 @@
 """A sample's score as lmms-eval wrote it: each benchmark keeps it in another shape under its metric's name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from lmms_eval_vreason.prompts.split import split
@@ -109,26 +109,17 @@ def _row(benchmark: str, task: str) -> str:
     return VSI_MRA if "mra" in task.lower() else VSI_ACCURACY
 
 
-_VIDEO_FIELDS: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
-    lambda value: value.get("videoID"),
-    lambda value: value.get("video_id"),
-    lambda value: value.get("video"),
-    lambda value: value.get("scene_name") and f"{value.get('dataset', '')}/{value['scene_name']}",
-)
-
-
 def video_of(sample: Mapping[str, Any]) -> str | None:
     """The video that the question is about, from ``input_media`` or from the metric's own record; None if unknown."""
     media = [item for item in sample.get("input_media") or [] if isinstance(item, str)]
     if media:
         return media[0]
-    for key, value in sample.items():
-        if key in _FIELDS or not isinstance(value, Mapping):
-            continue
-        for field in _VIDEO_FIELDS:
-            video = field(value)
-            if video:
-                return str(video)
+    for value in (sample[key] for key in sample if key not in _FIELDS and isinstance(sample[key], Mapping)):
+        video = value.get("videoID") or value.get("video_id") or value.get("video")
+        if not video and value.get("scene_name"):
+            video = f"{value.get('dataset', '')}/{value['scene_name']}"
+        if video:
+            return str(video)
     return None
 
 

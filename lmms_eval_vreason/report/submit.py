@@ -7,12 +7,22 @@ TempCompass). MMVU runs submissions itself from code, VideoMMMU and VSI-Bench pu
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmms_eval_vreason.report.catalogue import part_of
-from lmms_eval_vreason.report.files import SamplesFile, find_samples, parse_run, read_json, read_json_lines
+from lmms_eval_vreason.report.files import (
+    SamplesFile,
+    find_samples,
+    listed,
+    parse_run,
+    read_json,
+    read_json_lines,
+    write_files,
+)
 from lmms_eval_vreason.report.scores import answer_of, response_of, score_of
 
 NO_FORM = {
@@ -21,12 +31,7 @@ NO_FORM = {
     "vsibench": "VSI-Bench has no submission form: report the results file of lmms-eval",
 }
 _MVBENCH_QUESTIONS = 200
-_TEMPCOMPASS = {
-    "tempcompass_multi_choice": "multi-choice",
-    "tempcompass_yes_no": "yes_no",
-    "tempcompass_caption_matching": "caption_matching",
-    "tempcompass_captioning": "captioning",
-}
+_TEMPCOMPASS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 Documents = Callable[[Mapping[str, Any]], Any]
 
 
@@ -79,71 +84,57 @@ def submission(
 
 def write_submission(contents: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes the files into a folder and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in contents]
-    for path in paths:
-        path.write_text(json.dumps(contents[path.name], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return paths
+    texts = {name: json.dumps(content, ensure_ascii=False, indent=2) + "\n" for name, content in contents.items()}
+    return [path for name, text in texts.items() for path in write_files(folder / name, {"": text})]
 
 
-def _responses(file: SamplesFile, chain: bool, notices: list[str]) -> dict[int, str]:
+def _answered(file: SamplesFile, chain: bool, documents: Documents, notices: list[str]) -> list[tuple[Any, str]]:
+    """Each document of the task with the run's response."""
     text = response_of if chain else answer_of
-    return {sample["doc_id"]: text(sample) for sample in read_json_lines(file.path, notices) if "doc_id" in sample}
-
-
-def _config(file: SamplesFile) -> dict[str, Any]:
+    responses = {line["doc_id"]: text(line) for line in read_json_lines(file.path, notices) if "doc_id" in line}
     if file.results is None:
         raise ValueError(f"{file.path.name} has no results file beside it, which names the dataset")
-    config: dict[str, Any] = read_json(file.results)["configs"][file.task]
-    return config
+    docs = documents(read_json(file.results)["configs"][file.task])
+    _refuse_incomplete(file, responses, len(docs))
+    if empty := sum(not response for response in responses.values()):
+        notices.append(f"{file.task}: {empty} answers are empty and are submitted as they are")
+    return [(doc, responses[doc_id]) for doc_id, doc in enumerate(docs)]
 
 
-def _complete(file: SamplesFile, responses: Mapping[int, str], expected: int) -> None:
-    missing = sorted(set(range(expected)) - set(responses))
-    if missing:
-        shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+def _refuse_incomplete(file: SamplesFile, answered: Iterable[int], expected: int) -> None:
+    if missing := sorted(set(range(expected)).difference(answered)):
         raise ValueError(
-            f"{file.task}: {len(missing)} of {expected} questions have no answer (doc_id {shown}); "
+            f"{file.task}: {len(missing)} of {expected} questions have no answer (doc_id {listed(missing)}); "
             "run the whole task before submitting"
         )
 
 
-def _say_empty(task: str, responses: Mapping[int, str], notices: list[str]) -> None:
-    empty = sum(not response for response in responses.values())
-    if empty:
-        notices.append(f"{task}: {empty} answers are empty and are submitted as they are")
-
-
 def _videomme(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
     (file,) = files
-    docs, responses = documents(_config(file)), _responses(file, chain, notices)
-    _complete(file, responses, len(docs))
-    _say_empty(file.task, responses, notices)
     videos: dict[str, dict[str, Any]] = {}
-    for doc_id, doc in enumerate(docs):
+    for doc, response in _answered(file, chain, documents, notices):
         head = {name: doc[name] for name in ("video_id", "duration", "domain", "sub_category")}
         question = {name: doc[name] for name in ("question_id", "task_type", "question", "options", "answer")}
         video = videos.setdefault(doc["video_id"], head | {"questions": []})
-        video["questions"].append(question | {"response": responses[doc_id]})
+        video["questions"].append(question | {"response": response})
     return {"videomme.json": list(videos.values())}
 
 
 def _mvbench(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
     if chain:
         notices.append("MVBench's form holds accuracies alone: there is no place for the chain of thought")
-    shares, right, total = {}, 0.0, 0
+    scores: dict[str, list[float]] = {}
     for file in sorted(files, key=lambda file: file.task):
         samples = {sample["doc_id"]: sample for sample in read_json_lines(file.path, notices)}
-        _complete(file, dict.fromkeys(samples, ""), _MVBENCH_QUESTIONS)
+        _refuse_incomplete(file, samples, _MVBENCH_QUESTIONS)
         scored = [score_of(sample, file.task, "MVBench", ["score"]) for sample in samples.values()]
-        scores = [score for _, _, score in filter(None, scored)]
-        if len(scores) < len(samples):
-            raise ValueError(f"{file.task}: {len(samples) - len(scores)} samples have no numeric score")
-        shares[_mvbench_name(file.task)] = 100 * sum(scores) / len(scores)
-        right, total = right + sum(scores), total + len(scores)
-    if len(shares) != 20:
-        raise ValueError(f"MVBench has 20 subtasks, the run {len(shares)}: {', '.join(shares)}")
-    return {"upload_leaderboard.json": shares | {"Avg": 100 * right / total}}
+        if unscored := scored.count(None):
+            raise ValueError(f"{file.task}: {unscored} samples have no numeric score")
+        scores[_mvbench_name(file.task)] = [score for _, _, score in filter(None, scored)]
+    if len(scores) != 20:
+        raise ValueError(f"MVBench has 20 subtasks, the run {len(scores)}: {', '.join(scores)}")
+    shares = {name: 100 * float(np.mean(own)) for name, own in scores.items()}
+    return {"upload_leaderboard.json": shares | {"Avg": 100 * float(np.concatenate(list(scores.values())).mean())}}
 
 
 def _mvbench_name(task: str) -> str:
@@ -154,19 +145,14 @@ def _mvbench_name(task: str) -> str:
 def _tempcompass(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     for file in files:
-        docs, responses = documents(_config(file)), _responses(file, chain, notices)
-        _complete(file, responses, len(docs))
-        _say_empty(file.task, responses, notices)
         videos: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for doc_id, doc in enumerate(docs):
-            entry = {
-                "question": doc["question"],
-                "answer": doc.get("answer", doc.get("mc_answer")),
-                "prediction": responses[doc_id],
-            }
+        for doc, response in _answered(file, chain, documents, notices):
+            gold = doc.get("answer", doc.get("mc_answer"))
+            entry = {"question": doc["question"], "answer": gold, "prediction": response}
             videos.setdefault(doc["video_id"], {}).setdefault(doc["dim"], []).append(entry)
-        contents[f"{_TEMPCOMPASS[part_of(file.task)]}.json"] = videos
-    missing = [name for name in _TEMPCOMPASS.values() if f"{name}.json" not in contents]
+        kind = part_of(file.task).removeprefix("tempcompass_").replace("multi_choice", "multi-choice")
+        contents[f"{kind}.json"] = videos
+    missing = [name for name in _TEMPCOMPASS if f"{name}.json" not in contents]
     if missing:
         notices.append(f"TempCompass has four question types; the run lacks {', '.join(missing)}")
     return contents

@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from lmms_eval_vreason.journal.summary import format_facts
 from lmms_eval_vreason.report.catalogue import SOURCE
-from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, Comparison
-from lmms_eval_vreason.report.files import write_text
+from lmms_eval_vreason.report.compare import Comparison
+from lmms_eval_vreason.report.files import write_files
 from lmms_eval_vreason.report.render import render
 
 UNKNOWN = "–"
@@ -27,21 +27,21 @@ _LATEX = {"±": r"$\pm$", "Δ": r"$\Delta$", UNKNOWN: "--", MARK: r"$^\dagger$",
 _WIDE = 110  # columns of a terminal that also shows which test was made
 _TEXT = dict.fromkeys(("Benchmark", "Run", "Test", "Model"), "text")
 _LONG = dict.fromkeys(("Model arguments", "Settings", "Steering"), "long")
-Cell = dict[str, Any]
+Cell = dict[Hashable, Any]
 
 
-def _number(template: str) -> Callable[[float], str]:
-    return lambda value: UNKNOWN if pd.isna(value) else template.format(value)
+def _number(template: str, value: float) -> str:
+    return UNKNOWN if pd.isna(value) else template.format(value)
 
 
-# Heading → column of the comparison's table, and how its values are written.
-_COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "Output tokens": ("output_tokens", _number("{:.1f}")),
-    "Thinking tokens": ("thinking_tokens", _number("{:.1f}")),
-    "Answered": ("answered", _number("{:.1f}%")),
-    "Cut": ("cut", _number("{:.1f}%")),
-    "Seconds a sample": ("seconds", _number("{:.2f}")),
-    "Peak memory": ("peak_memory_gb", _number("{:.2f} GB")),
+# Heading → column of the comparison's table, and the format of its values.
+_COSTS = {
+    "Output tokens": ("output_tokens", "{:.1f}"),
+    "Thinking tokens": ("thinking_tokens", "{:.1f}"),
+    "Answered": ("answered", "{:.1f}%"),
+    "Cut": ("cut", "{:.1f}%"),
+    "Seconds a sample": ("seconds", "{:.2f}"),
+    "Peak memory": ("peak_memory_gb", "{:.2f} GB"),
 }
 
 
@@ -50,7 +50,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(
         {
             **_named(cell),
-            "n": _number("{:.0f}")(cell["samples"]),
+            "n": _number("{:.0f}", cell["samples"]),
             "Score ± SE": _score(cell),
             "Δ to first [95% CI]": _difference(cell),
             "p": _p(cell["p"]),
@@ -64,7 +64,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
 def cost_table(comparison: Comparison) -> pd.DataFrame:
     """One row a benchmark and run: tokens, share answered and cut, seconds a sample, peak memory."""
     return pd.DataFrame(
-        {**_named(cell), **{heading: shown(cell[column]) for heading, (column, shown) in _COSTS.items()}}
+        {**_named(cell), **{heading: _number(template, cell[column]) for heading, (column, template) in _COSTS.items()}}
         for cell in _ordered(comparison)
         if not (cell["published"] and pd.isna(cell["output_tokens"]))
     )
@@ -74,12 +74,12 @@ def _settings_table(comparison: Comparison) -> pd.DataFrame:
     """One row a run: how it was made."""
     rows = []
     for run in (run for group in comparison.groups for run in group.runs):
-        settings = {"model": UNKNOWN, "model_args": UNKNOWN} | run.settings
-        model, arguments = settings.pop("model"), settings.pop("model_args")
+        arguments = run.settings.get("model_args", UNKNOWN)
         if isinstance(arguments, dict):
             arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        rest = ", ".join(f"{name} {value}" for name, value in settings.items())
-        rows.append({"Run": run.label, "Model": model, "Model arguments": arguments, "Settings": rest})
+        model = {"Model": run.settings.get("model", UNKNOWN), "Model arguments": arguments}
+        rest = [f"{name} {value}" for name, value in run.settings.items() if name not in ("model", "model_args")]
+        rows.append({"Run": run.label, **model, "Settings": ", ".join(rest)})
     return pd.DataFrame(rows)
 
 
@@ -92,30 +92,15 @@ def _all_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """How the figures were made, in sentences."""
-    notes = [
-        "Score: mean over samples; SE: standard error, clustered by video where the video is known.",
-        f"Δ: to {comparison.groups[0].name}, over the samples that both runs have; 95% interval by a bootstrap of "
-        "whole videos (expanded percentiles).",
-        "p: exact McNemar test where answers are right or wrong and each question has its own video, else a paired "
-        "permutation test over whole videos; Holm's correction over the benchmarks of a run. The means are not part of "
-        "the correction.",
-    ]
-    if comparison.table["seed_std"].notna().any():
-        notes.append("Several runs of one label: score is the mean over runs ± std between runs; tests use each "
-                     "sample's mean over runs.")  # fmt: skip
-    if comparison.table["published"].any():
-        notes.append(f"{MARK} {SOURCE}. Other prompts, frames and samples may have been used.")
-    return notes
+    first, table = comparison.groups[0].name, comparison.table
+    extra = {"seeds": table["seed_std"].notna().any(), "published": table["published"].any()}
+    return render("footnotes.txt", first=first, mark=MARK, source=SOURCE, **extra).splitlines()
 
 
 def _ordered(comparison: Comparison) -> list[Cell]:
     """The table's cells, benchmark by benchmark, means last, published rows after the runs."""
-    table = comparison.table
-    names = [name for name in table["benchmark"].unique() if name not in (MEAN, MEAN_WITH_MRA)]
-    order = {name: index for index, name in enumerate([*names, MEAN, MEAN_WITH_MRA])}
-    complete = table.reindex(columns=table.columns.union(["p", "p_holm", "test", "difference", "low", "high"]))
-    ordered = complete.sort_values("benchmark", key=lambda column: column.map(order), kind="stable")
-    return [{str(name): value for name, value in record.items()} for record in ordered.to_dict("records")]
+    blocks = comparison.table.groupby("benchmark", sort=False)
+    return [cell for _, rows in blocks for cell in rows.to_dict("records")]
 
 
 def _named(cell: Cell) -> dict[str, str]:
@@ -129,15 +114,15 @@ def _score(cell: Cell) -> str:
 
 
 def _difference(cell: Cell) -> str:
-    shown = _number("{:+.1f}" if cell["unit"] == "%" else "{:+.3f}")
-    if pd.isna(cell["difference"]):
+    template = "{:+.1f}" if cell["unit"] == "%" else "{:+.3f}"
+    shown, low, high = (_number(template, cell[name]) for name in ("difference", "low", "high"))
+    if shown == UNKNOWN:
         return UNKNOWN
-    bounds = UNKNOWN if pd.isna(cell["low"]) else f"{shown(cell['low'])}, {shown(cell['high'])}"
-    return f"{shown(cell['difference'])} [{bounds}]"
+    return f"{shown} [{UNKNOWN if low == UNKNOWN else f'{low}, {high}'}]"
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else _number("{:.3f}")(value)
+    return "<0.001" if value < 0.001 else _number("{:.3f}", value)
 
 
 def print_terminal(comparison: Comparison, console: Console) -> None:
@@ -165,13 +150,16 @@ def _rich(title: str, frame: pd.DataFrame, width: int) -> Table:
         parts = [*column.split(), *(texts[1:] if column not in _TEXT else " ".join(texts).split())]
         fixed = max(map(len, parts)) if narrow else None
         table.add_column(column, justify="left" if column in _TEXT else "right", width=fixed, overflow="fold")
-    previous = None
-    for first, *row in frame.values.tolist():
-        if previous not in (None, first):
+    for row in _without_repeats(frame).values.tolist():
+        if row[0] and table.row_count:
             table.add_section()
-        table.add_row("" if first == previous else escape(first), *map(escape, row))
-        previous = first
+        table.add_row(*map(escape, row))
     return table
+
+
+def _without_repeats(frame: pd.DataFrame) -> pd.DataFrame:
+    """A benchmark's name stands in its first row only."""
+    return frame.assign(Benchmark=frame["Benchmark"].where(frame["Benchmark"].ne(frame["Benchmark"].shift()), ""))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -184,26 +172,24 @@ def _sentences(comparison: Comparison) -> dict[str, list[str]]:
     return {"warnings": comparison.warnings, "notices": comparison.notices, "footnotes": notes}
 
 
-def report_page(comparison: Comparison, images: Mapping[str, bytes], captions: Mapping[str, str]) -> str:
+def report_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
     """The report as one self-contained HTML page.
 
     Args:
         comparison: what to show.
         images: name → PNG of a figure.
-        captions: name → what the figure shows.
     """
     tables = _all_tables(comparison)
     encoded = {name: base64.b64encode(content).decode() for name, content in images.items()}
     kinds = {column: (_TEXT | _LONG).get(column, "") for frame in tables.values() for column in frame.columns}
     names = [group.name for group in comparison.groups]
-    about = {"names": names, "kinds": kinds, "mark": MARK, "images": encoded, "captions": captions}
+    about = {"names": names, "kinds": kinds, "mark": MARK, "images": encoded}
     return render("report.html", tables=tables, **about, **_sentences(comparison))
 
 
 def latex(comparison: Comparison) -> str:
     """The score table as a LaTeX ``tabular`` for ``booktabs``, repeated benchmark names left blank."""
-    frame = score_table(comparison).drop(columns="Test")
-    frame.loc[frame["Benchmark"].eq(frame["Benchmark"].shift()), "Benchmark"] = ""
+    frame = _without_repeats(score_table(comparison).drop(columns="Test"))
     body = frame.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(frame.columns) - 2))
     for plain, command in _LATEX.items():
         body = body.replace(plain, command)
@@ -227,10 +213,10 @@ def as_json(comparison: Comparison) -> str:
 
 def write_tables(comparison: Comparison, prefix: Path) -> list[Path]:
     """Writes ``PREFIX.md``, ``.csv``, ``.json`` and ``.tex``; returns their paths."""
-    texts = {
+    contents = {
         ".md": markdown(comparison),
         ".csv": comparison.table.to_csv(index=False),
         ".json": as_json(comparison),
         ".tex": latex(comparison),
     }
-    return [write_text(prefix.with_name(prefix.name + suffix), text) for suffix, text in texts.items()]
+    return write_files(prefix, contents)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from lmms_eval_vreason.engines.hf.autocompile import AutoCompile
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.prompts.budgets import Outcome
+from lmms_eval_vreason.run.autocompile import AutoCompile
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.run.call import Call, Setup
 from lmms_eval_vreason.run.samples import Sample

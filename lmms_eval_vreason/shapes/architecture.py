@@ -47,9 +47,6 @@ class Sizes:
         vocabulary: Rows of the embedding; 0 means as many as the tokenizer has tokens.
         vision_intermediate_size: 0 means twice ``vision_hidden_size``.
         full_attention_layers: The vision layers that attend beyond their window; empty means the last one.
-
-    Raises:
-        ValueError: The head counts don't divide the sizes that they split.
     """
 
     hidden_size: int = 64
@@ -65,16 +62,6 @@ class Sizes:
     vision_intermediate_size: int = 0
     full_attention_layers: tuple[int, ...] = ()
     rope_theta: float = 1e6
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.heads) or self.heads % self.kv_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size}, heads={self.heads}, kv_heads={self.kv_heads}: hidden_size must be "
-                "an even multiple of heads, and heads a multiple of kv_heads"
-            )
-        if self.vision_hidden_size % (4 * self.vision_heads):
-            given = f"vision_hidden_size={self.vision_hidden_size}, vision_heads={self.vision_heads}"
-            raise ValueError(f"{given}: the first must be a multiple of four times the second")
 
     @property
     def head_dim(self) -> int:

@@ -1,18 +1,53 @@
-"""The shapes questions as files and documents: clips are made on first use in the user's cache, the same everywhere."""
+"""Held-out questions by number, their clips and lmms-eval's documents.
+
+The same split and index give the same scene, question and pictures everywhere. Clips are made on first use in the
+user's cache.
+"""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from lmms_eval_vreason.paths import cache_dir
-from lmms_eval_vreason.shapes.items import Item, make_item
-from lmms_eval_vreason.shapes.render import write_mp4
+from lmms_eval_vreason.shapes.questions import KINDS, SceneQuestion, ask
+from lmms_eval_vreason.shapes.render import render, write_mp4
+from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
 
 # Increase it whenever an index gives another question or picture, so that old clips are never taken for new ones.
 WORLD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Item:
+    """One held-out question: its scene, the question, and the pictures of the clip ``(4, 84, 84, 3)``."""
+
+    split: str
+    index: int
+    scene: Scene
+    question: SceneQuestion
+    pictures: np.ndarray
+
+
+def make_item(split: str, index: int) -> Item:
+    """Question ``index`` of a split: the same on every machine; kinds take turns."""
+    rng = np.random.default_rng([list(SPLITS).index(split), index])
+    kind = list(KINDS)[index % len(KINDS)]
+    recipes = KINDS[kind][1]
+    question = None
+    while question is None:
+        scene = make_scene(rng, recipes[rng.integers(len(recipes))], split)
+        question = ask(scene, kind, rng)
+    return Item(split, index, scene, question, render(scene, rng))
+
+
+def make_items(split: str, count: int) -> list[Item]:
+    """The first ``count`` questions of a split."""
+    return [make_item(split, index) for index in range(count)]
 
 
 def clip_path(split: str, index: int) -> Path:
@@ -36,7 +71,7 @@ def documents(split: str, count: int) -> list[dict[str, Any]]:
     Each has ``question_id``, ``kind``, ``question``, ``options``, ``answer`` (a letter) and ``video`` (a path relative
     to the user's cache folder).
     """
-    items = [make_item(split, index) for index in range(count)]
+    items = make_items(split, count)
     return [
         {
             "question_id": f"{split}-{item.index}",

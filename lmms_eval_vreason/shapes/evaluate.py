@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from qwen_vl_utils import fetch_video
 from tqdm import tqdm
@@ -19,8 +20,7 @@ from lmms_eval_vreason import Trace, VReason, generate
 from lmms_eval_vreason.families.positions import trained_positions
 from lmms_eval_vreason.shapes import checkpoint_dir
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
-from lmms_eval_vreason.shapes.dataset import make_clips
-from lmms_eval_vreason.shapes.items import Item, make_items
+from lmms_eval_vreason.shapes.dataset import Item, make_clips, make_items
 from lmms_eval_vreason.shapes.questions import KINDS
 from lmms_eval_vreason.shapes.render import sampled
 
@@ -49,10 +49,10 @@ class Answers:
     @property
     def by_kind(self) -> dict[str, float]:
         """Kind of question → accuracy, for the kinds that were asked."""
-        right: dict[str, list[bool]] = {}
-        for hit, item in zip(self.right, self.items, strict=True):
-            right.setdefault(item.question.kind, []).append(hit)
-        return {kind: float(np.mean(right[kind])) for kind in KINDS if kind in right}
+        kinds = [item.question.kind for item in self.items]
+        return {
+            str(kind): float(share) for kind, share in pd.Series(self.right).groupby(kinds, sort=False).mean().items()
+        }
 
     @property
     def format_valid(self) -> float:
@@ -116,18 +116,16 @@ class Reasoner:
             batch_size: Questions at once.
         """
         frames = frames if frames is not None else [sampled(item.pictures) for item in items]
-        texts, traces = [""] * len(items), dict[int, Trace]()
+        texts, traces = dict[int, str](), dict[int, Trace]()
         # Questions of one kind are about as long: batched together, few steps go to those that have finished.
         order = sorted(range(len(items)), key=lambda index: (items[index].question.kind, index))
         for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False):
             part = order[start : start + batch_size]
             inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
             tokens, traced = self._generate(inputs, method)
-            said = self.processor.batch_decode(tokens, skip_special_tokens=True)
-            for index, text in zip(part, said, strict=True):
-                texts[index] = text
+            texts.update(zip(part, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True))
             traces.update(zip(part, traced, strict=bool(traced)))
-        return Answers(items, texts, [traces[index] for index in sorted(traces)])
+        return Answers(items, [texts[index] for index in sorted(texts)], [traces[index] for index in sorted(traces)])
 
     def _generate(self, inputs: BatchFeature, method: VReason | None) -> tuple[torch.Tensor, list[Trace]]:
         """The generated tokens, (batch, new tokens), and the traces, which the plain model has none of."""
@@ -148,9 +146,9 @@ def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
     return [video.permute(0, 2, 3, 1).round().to(torch.uint8).numpy() for video in videos]
 
 
-def standard_error(share: float, count: int) -> float:
-    """Of a share among ``count`` answers."""
-    return float(np.sqrt(share * (1 - share) / (count - 1)))
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of ``values``."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def report(checkpoint: str | None, count: int) -> dict[str, Any]:
@@ -161,14 +159,14 @@ def report(checkpoint: str | None, count: int) -> dict[str, Any]:
     whole = len(items) // len(KINDS) * len(KINDS)
     others = [frames[(index + len(KINDS)) % whole] for index in range(len(items))]
     answers = reasoner.answer(items, frames)
-    tokens = [len(ids) for ids in reasoner.processor.tokenizer(answers.texts)["input_ids"]]
+    tokens = pd.Series([len(ids) for ids in reasoner.processor.tokenizer(answers.texts)["input_ids"]])
     return {
         "questions": count,
         "accuracy": answers.accuracy,
-        "standard_error": standard_error(answers.accuracy, count),
+        "standard_error": standard_error(answers.right),
         "by_kind": answers.by_kind,
         "format_valid": answers.format_valid,
-        "tokens": {"mean": float(np.mean(tokens)), "least": min(tokens), "most": max(tokens)},
+        "tokens": {"mean": float(tokens.mean()), "least": int(tokens.min()), "most": int(tokens.max())},
         "accuracy_from_memory": reasoner.answer(items).accuracy,
         "accuracy_with_another_video": reasoner.answer(items, others).accuracy,
     }

@@ -7,7 +7,6 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lmms_eval_vreason.shapes.vocabulary import COLOURS
 from lmms_eval_vreason.shapes.world import MOMENTS, SIDE, Scene
 
 CELL = 28  # pixels a side: what one video token covers
@@ -16,13 +15,15 @@ FPS = 8
 FRAMES_PER_MOMENT = 8
 SAMPLED_PER_MOMENT = 2  # of which a reader at 2 frames a second sees as many
 
-_RGB = dict(
-    zip(
-        COLOURS,
-        ((230, 40, 40), (40, 190, 60), (50, 80, 240), (240, 220, 40), (190, 50, 210), (40, 220, 230), (250, 250, 250)),
-        strict=True,
-    )
-)
+_RGB = {
+    "red": (230, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (50, 80, 240),
+    "yellow": (240, 220, 40),
+    "purple": (190, 50, 210),
+    "cyan": (40, 220, 230),
+    "white": (250, 250, 250),
+}
 _DARKEST, _DAWN, _SLOPE = 16, 18, 7  # background grey of the first moment, its rise a moment, its rise a cell
 _SUPERSAMPLE = 4
 

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.bench.measure import peak_bytes, seconds_per_token
+from lmms_eval_vreason.bench.measure import Stage, peak_bytes, seconds_per_token
 from lmms_eval_vreason.bench.sizes import SHAPES, VIDEO_TOKEN, Prompt, Shape, random_model
 from lmms_eval_vreason.bench.traffic import ByteModel
 from lmms_eval_vreason.bench.variants import Variant, variants
@@ -121,7 +121,7 @@ def test_byte_model_ratios():
 
 
 def test_variants_cover_the_table():
-    rows = variants("dynamic", compiled=True)
+    rows = variants(compiled=True)
     assert rows[0].method is None
     assert len({row.name for row in rows}) == len(rows)
     for refresh, topk in ((True, 0), (False, 0), (False, 1024)):
@@ -151,7 +151,7 @@ def test_timing_counts_decoding_steps_only(model, prompt):
     calls = []
     hook = model.model.language_model.register_forward_pre_hook(lambda *args: calls.append(1))
     try:
-        seconds = seconds_per_token(Variant("plain"), model, prompt, tokens=8)
+        seconds = seconds_per_token(Variant("plain"), Stage(model, prompt, tokens=8))
     finally:
         hook.remove()
     assert len(calls) == 9
@@ -162,7 +162,7 @@ def test_peak_memory_is_the_weights_and_what_is_allocated(model, prompt):
     """A longer prompt adds its cache; the method adds its state, and next to nothing more."""
     weights = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     cache = sum(states.nbytes for states in (*prompt.keys, *prompt.values))
-    plain = peak_bytes(Variant("plain"), model, prompt, 9)
+    plain = peak_bytes(Variant("plain"), Stage(model, prompt, 9))
     assert weights + cache < plain < weights + 2 * cache
 
 
@@ -171,10 +171,10 @@ def test_peak_over_plain_is_the_controllers_state():
     shape = Shape(256, 12, 4, 2, 1024, 4096)
     model = random_model(shape, device="cpu", dtype=torch.float32, attention="sdpa")
     prompt = Prompt.random(shape, model, batch=1, video_tokens=128)
-    plain = peak_bytes(Variant("plain"), model, prompt, 9)
+    plain = peak_bytes(Variant("plain"), Stage(model, prompt, 9))
     values = 128 * shape.kv_heads * shape.head_dim
     for method in (VReason(), VReason(refresh=False, head_topk=1024), VReason(update_every=1, steps_per_update=2)):
-        ours = peak_bytes(Variant("ours", method), model, prompt, 9)
+        ours = peak_bytes(Variant("ours", method), Stage(model, prompt, 9))
         assert plain < ours <= plain * 1.01 + values * (4 + 3 * 4)
 
 

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,8 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from lmms_eval_vreason.bench import end_to_end
 from lmms_eval_vreason.bench.command_runs import PARTS, Measurement, Row, Setup, command, read_measurement
-from lmms_eval_vreason.bench.end_to_end import Delay, all_rows
-from lmms_eval_vreason.bench.end_to_end_tables import OFF, STOCK, delays, show, summary
+from lmms_eval_vreason.bench.end_to_end import _chosen_rows, all_rows
+from lmms_eval_vreason.bench.end_to_end_tables import OFF, STOCK, show, summary
 from lmms_eval_vreason.bench.fixture import Fixture
 from lmms_eval_vreason.bench.probe import Stopwatches, peak_resident_bytes
 from lmms_eval_vreason.bench.sizes import SHAPES
@@ -116,7 +118,7 @@ def test_the_command_holds_what_all_rows_share(fixture, tmp_path):
     assert {row.dtype for row in all_rows([1], None, "cuda")} == {"bfloat16"}
     assert {row.dtype for row in all_rows([1], "float16", "cpu")} == {"float16"}
     for row in rows:
-        line = command(row, setup, tmp_path, delay=0.5)
+        line = command(replace(row, delay=0.5), setup, tmp_path)
         shared = line[line.index("--model_args") + 1]
         assert f"min_pixels={fixture.side**2},max_pixels={fixture.side**2},max_num_frames=32" in shared
         assert line[line.index("--gen_kwargs") + 1] == "max_new_tokens=17"
@@ -223,38 +225,43 @@ def test_no_ratio_where_the_tokens_are_not_equal(short, capsys):
     measured = {row: [measurement(4, tokens=7 if row is short else 8)] for row in (STOCK_ROW, OFF_ROW)}
     rows = summary(measured, 8)
     assert rows[1]["ratios"]["stock"] is None
-    show(report(rows, []))
+    show(report(rows))
     assert "1.00" not in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| ours"))
 
 
-def report(rows: list[dict], slowed: list[dict]) -> dict:
+def report(rows: list[dict], reading_delay: float | None = None) -> dict:
     settings = {"videos": 4, "questions": 12, "tokens": 8, "threads": 1, "rounds": 1, "attention": "sdpa"}
-    machine = {"cpu": "a CPU", "device": "cpu", "torch": "2", "transformers": "5", "lmms_eval": "0", "python": "3"}
+    settings |= {"device": "cpu", "reading_delay": reading_delay}
+    machine = {"cpu": "a CPU", "gpu": "none", "torch": "2", "transformers": "5", "lmms-eval": "0", "python": "3"}
     shape = {"name": "narrow", "layers": 28, "hidden_size": 64}
-    return {
-        "rows": rows,
-        "delays": slowed,
-        "settings": settings,
-        "machine": machine,
-        "shape": shape,
-        "video_tokens": 400,
+    return {"rows": rows, "settings": settings, "machine": machine, "shape": shape, "video_tokens": 400}
+
+
+def test_slowed_reading_is_set_beside_the_same_round(capsys):
+    """A run with delays is compared with its own run at full speed, and with nothing else."""
+    slow = replace(OFF_ROW, delay=1.5)
+    measured = {
+        STOCK_ROW: [measurement(8), measurement(10)],
+        OFF_ROW: [measurement(4), measurement(9)],
+        slow: [measurement(8), measurement(12)],
     }
+    row = summary(measured, 8)[2]
+    assert row["delay"] == 1.5
+    assert row["ratios"]["no_delay"] == {"median": 0.625, "lowest": 0.5, "highest": 0.75}
+    assert row["ratios"]["stock"] is row["ratios"]["off"] is None
+    show(report(summary(measured, 8), 1.5))
+    printed = capsys.readouterr().out
+    assert "x without delay" in printed
+    assert "0.62 [0.50, 0.75]" in printed
 
 
-def test_delays_are_set_beside_the_same_round(capsys):
-    measured = {STOCK_ROW: [measurement(8), measurement(10)], OFF_ROW: [measurement(4), measurement(5)]}
-    delayed = {STOCK_ROW: [(1.0, measurement(12)), (1.0, measurement(15))], OFF_ROW: []}
-    (row,) = delays(measured, delayed)
-    assert (row["growth"], row["growth_spread"]) == (0.5, [0.5, 0.5])
-    assert row["growth_of_the_first"] == pytest.approx((1 / 8 + 1 / 10) / 2)
-    show(report(summary(measured, 8), [row]))
-    assert "50.0% [50.0%, 50.0%]" in capsys.readouterr().out
-
-
-def test_a_share_is_spread_over_the_readings():
-    """Four readings in eight seconds: half of the time is a second each."""
-    assert Delay.parse("50%").seconds(measurement(8)) == 1
-    assert Delay.parse("0.25").seconds(measurement(8)) == 0.25
+def test_a_delay_doubles_the_baselines():
+    asked = Namespace(batch_sizes=[1, 4], dtype=None, only=None, reading_delay=None)
+    assert _chosen_rows(asked, "cpu") == all_rows([1, 4], None, "cpu")
+    asked.reading_delay = 0.5
+    rows = _chosen_rows(asked, "cpu")
+    assert {row.name for row in rows} == {STOCK, OFF}
+    assert [row for row in rows if row.delay] == [replace(row, delay=0.5) for row in rows if not row.delay]
 
 
 @pytest.mark.parametrize(
@@ -263,15 +270,14 @@ def test_a_share_is_spread_over_the_readings():
         (["--end-to-end", "--compiled"], "--compiled does not go with --end-to-end"),
         (["--end-to-end", "--batch", "2"], "--batch does not go with --end-to-end"),
         (["--videos", "2"], "--videos needs --end-to-end"),
-        (["--end-to-end", "--reading-delay", "-1"], "--reading-delay -1 is neither seconds (0.5) nor a share"),
-        (["--end-to-end", "--reading-delay", "half"], "--reading-delay half is neither"),
+        (["--end-to-end", "--reading-delay", "-1"], "--reading-delay -1 must be a number of seconds above 0"),
         (["--end-to-end", "--device", "cpu", "--shape", "7b"], "--shape 7b takes days on a CPU: use --device cuda"),
         (["--end-to-end", "--device", "cpu", "--attention", "flash_attention_2"], "no flash attention for cpu here"),
         (["--end-to-end", "--device", "cuda:77"], "--device cuda:77: torch sees"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, capsys):
-    assert main(["bench", *arguments]) == 2
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path):
+    assert main(["bench", *arguments, "--output", str(tmp_path / "x.json")]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("vreason: ")

@@ -289,7 +289,7 @@ def test_wrong_inputs_are_named(model):
         generate(**{**inputs, "image_grid_thw": torch.tensor([[1, 12, 16]])})
     with pytest.raises(ValueError, match="second_per_grid_ts has 2 values for 1 videos"):
         generate(**{**inputs, "second_per_grid_ts": torch.ones(2)})
-    with pytest.raises(ValueError, match="told from input_ids"):
+    with pytest.raises(ValueError, match="computed from input_ids"):
         generate(inputs=inputs["input_ids"])
     with pytest.raises(ValueError, match="pass attention_mask"):
         generate(**{**rows_of([TABLE[3][0], TABLE[1][0]]), "attention_mask": None})

@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, compare
-from lmms_eval_vreason.report.figures import CAPTIONS, peaks, png, report_figures
+from lmms_eval_vreason.report.figures import peaks, png, report_figures
 from lmms_eval_vreason.report.journals import read_journal
 from lmms_eval_vreason.report.runs import read_run
 from lmms_eval_vreason.report.tables import latex, markdown, print_terminal, report_page, score_table
@@ -213,6 +213,7 @@ def test_seeds_of_one_label(tmp_path):
     assert row["difference"] == pytest.approx(np.mean(means) - 100 * BASE["videomme"].mean())
     shown = score_table(comparison)
     assert f"{row['score']:.1f} ± {row['seed_std']:.1f}" in shown["Score ± SE"].tolist()
+    assert "score is the mean over runs ± std between runs" in markdown(comparison)
 
 
 def test_seeds_without_common_samples_are_an_error(tmp_path):
@@ -274,7 +275,7 @@ def test_page_stands_alone_and_escapes_what_others_wrote(tmp_path):
     runs = [read_run(f"<b>a={tmp_path / 'a'}"), read_run(f"b={tmp_path / 'b'}")]
     comparison = compare(runs, resamples=200)
     reader = Reader()
-    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()}, CAPTIONS)
+    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()})
     reader.feed(page)
     assert "script" not in reader.tags
     assert "&lt;b&gt;a" in page
@@ -289,6 +290,8 @@ def test_latex_is_escaped_and_balanced(two):
     widths = {line.count("&") for line in body.splitlines() if line.rstrip().endswith(r"\\")}
     assert widths == {6}
     assert r"95\% CI" in body
+    assert body.count("Video-MME") == 1  # a block's name stands in its first row
+    assert "Several runs of one label" not in text
     assert not re.search(r"[±Δ–†]|[^$]<", body)
     assert not re.search(r"[\s\[]-\d", body)
     assert "$-$" in body

@@ -131,6 +131,11 @@ def test_plot_shows_gold_and_whether_the_answer_is_right(journalled):
         verdict = find_verdict(f"{place}#videomme/1", sample, [])
         assert (verdict.gold, verdict.score) == ("A", 0.0)
     assert "gold: A · wrong" in sample_figure(sample, verdict).texts[0].get_text()
+    path = next(journalled.rglob("*_samples_videomme.jsonl"))
+    again = json.loads(path.read_text().splitlines()[1])
+    again["videomme_perception_score"]["score"] = 1.0
+    path.write_text(path.read_text() + json.dumps(again) + "\n")
+    assert find_verdict(str(journalled), sample, []).score == 1.0
     write_run(journalled, {"videomme": [1.0, 1.0]}, date="20250109_000000", model_args="pretrained=tiny,seed=1")
     notices = []
     assert find_verdict(str(journalled), sample, notices) is None

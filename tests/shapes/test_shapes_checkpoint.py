@@ -7,8 +7,8 @@ import torch
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.shapes import checkpoint_dir
+from lmms_eval_vreason.shapes.dataset import make_items
 from lmms_eval_vreason.shapes.evaluate import Reasoner
-from lmms_eval_vreason.shapes.items import make_items
 from lmms_eval_vreason.shapes.render import sampled
 
 MEBIBYTE = 2**20

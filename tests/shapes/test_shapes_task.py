@@ -42,7 +42,7 @@ def test_only_the_exact_letter_counts_tagged_or_not(utils, said, score):
 
 
 def _answers(method, right):
-    return SettingResult(describe(method), len(right), right, [str(hit) for hit in right], 30.0, 0.3, 12.0, 0.02, 1.0)
+    return SettingResult(describe(method), len(right), right, [str(hit) for hit in right], 30.0, 0.3, 12.0, 0.02)
 
 
 def test_the_sweep_pairs_every_setting_with_the_base_model():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lmms_eval_vreason.shapes import dataset
-from lmms_eval_vreason.shapes.items import make_item, make_items
+from lmms_eval_vreason.shapes.dataset import make_item, make_items
 from lmms_eval_vreason.shapes.questions import KINDS, ask
 from lmms_eval_vreason.shapes.render import FRAME, render, sampled
 from lmms_eval_vreason.shapes.world import RECIPES, SPLITS, make_scene

@@ -50,19 +50,18 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
         inputs: As ``prepare_inputs_for_generation`` makes them for one token.
     """
     reached, logits, to_output = seam.forward(inputs)
-    output = reached.output
-    log_p = log_probabilities(logits)
+    output, log_p = reached.output, log_probabilities(logits)
     h = entropy_of(log_p)
-    ema, peak = moving_average(before.ema, before.peak, h, method.ema_decay)
-    alpha = POLICIES[method.policy](ema, peak, before.coin)
+    average = moving_average(before.ema, before.peak, h, method.ema_decay)
+    alpha = POLICIES[method.policy](*average, before.coin)
     active = before.unfinished & before.healthy & (h >= method.min_entropy)
-    nothing = torch.full_like(h, torch.nan)
-    step = DueStep(logits, h, alpha, active, before.healthy, nothing, nothing)
+    healthy = before.healthy
+    refreshed = grad_norm = torch.full_like(h, torch.nan)
     if not torch.compiler.is_compiling() and not bool(active.any()):
-        return step
+        return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed)
     p = shift.window(reached.p, dim=3) * shift.video
-    # A is linear in the values: what of it they do not make up stays.
-    still = reached.exact - p @ shift.window(reached.values).to(p.dtype)
+    # A is linear in the values: what the window's video tokens do not contribute stays.
+    still, first = reached.exact - p @ shift.window(reached.values).to(p.dtype), logits
     for number in range(method.steps_per_update):
         if number:
             hidden, to_output = linearised(seam.hidden, output)
@@ -71,16 +70,18 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
         gradient = to_output(_before_head(seam, method, (logits, log_p), torch.where(active, alpha, 0.0)))
         gradient = shift.gradient(p, by_kv_head(gradient, p).to(p.dtype))
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).to(h.device)
-        sound = norm < torch.inf
-        active = active & sound
+        grad_norm, sound = grad_norm if number else norm, norm < torch.inf
+        active, healthy = active & sound, healthy & sound
         shift.step(gradient, active.to(p.device), sound.to(p.device))
         moved = shift.moved()
         if method.refresh or number + 1 < method.steps_per_update:
             output = (still + p @ moved.to(p.dtype)).flatten(1, 2)[:, None].to(output.dtype)
-        step = step._replace(healthy=step.healthy & sound, grad_norm=step.grad_norm if number else norm)
     shift.window(reached.values).copy_(moved)
-    step = step._replace(active=active)
-    return _refreshed(seam, step, output) if method.refresh else step
+    if method.refresh:
+        again = seam.tail.logits(seam.hidden(output)).to(first.device)
+        first, refreshed = torch.where(active[:, None], again, first), entropy(again)
+    # Built at the end: a graph of torch 2.11 cannot return a named tuple made by _replace.
+    return DueStep(first, h, alpha, active, healthy, grad_norm, refreshed)
 
 
 def _before_head(seam: Seam, method: VReason, at: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
@@ -91,12 +92,6 @@ def _before_head(seam: Seam, method: VReason, at: tuple[Tensor, Tensor], weights
         log_p, top = log_p.topk(min(method.head_topk, log_p.shape[-1]), dim=-1, sorted=False)
     gradient = OBJECTIVE_GRADIENTS[method.objective](log_p, h) * weights[:, None]
     return seam.tail.before_head(gradient, logits, top)
-
-
-def _refreshed(seam: Seam, step: DueStep, output: Tensor) -> DueStep:
-    """``step`` with the logits over the updated cache for the samples that moved."""
-    logits = seam.tail.logits(seam.hidden(output)).to(step.logits.device)
-    return step._replace(logits=torch.where(step.active[:, None], logits, step.logits), refreshed=entropy(logits))
 
 
 class Steering:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers import Cache, GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.support import check_call
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
-from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
@@ -48,16 +47,14 @@ def generate(
     """``model.generate`` under V-Reason, for a batch of any size (left-padded).
 
     Args:
-        model: A model of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever
-            happens.
+        model: Of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
         generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
-        positions: ``trained`` (default) places text after a video as Qwen trained it; ``transformers`` leaves positions
-            to transformers, to compare with plain ``model.generate`` token by token. ``position_ids`` that are passed
-            are used as they are.
+        positions: Of text after a video: ``trained`` as Qwen trained it, ``transformers`` as transformers computes it,
+            to compare with plain ``model.generate`` token by token. ``position_ids``, if given, win over both.
 
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
@@ -66,23 +63,15 @@ def generate(
         RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
-    family_of(model)
     check_call(model, generation_config, kwargs)
-    trained = check_choice(positions) == "trained" and kwargs.get("position_ids") is None
-    if trained:
-        kwargs["position_ids"] = _positions(model, kwargs)
+    trained = _add_trained_positions(model, positions, kwargs)
     loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained)
-    if streamer is not None:
-        kwargs["streamer"] = streamer
-    generation_config = copy.deepcopy(generation_config)
-    _add_stop_strings(generation_config, tokenizer, kwargs)
-    given = kwargs.get(CACHE)
-    if method.compile == "on" and not (given is not None and given.is_compileable):
-        cache = static_cache(model, _longest(model, generation_config, kwargs))
-        kwargs[CACHE] = cache if given is None else copy_cache(given, cache)
+    config = _with_stop_criteria(generation_config, tokenizer, kwargs)
+    if method.compile == "on":
+        kwargs[CACHE] = _static_cache(model, config, kwargs)
     with frozen(model):
         run: Any = model.generate
-        sequences = run(generation_config=generation_config, custom_generate=loop, **kwargs)
+        sequences = run(generation_config=config, custom_generate=loop, streamer=streamer, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)
 
 
@@ -99,34 +88,44 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _positions(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-    """The prompts' trained positions, (4, batch, tokens)."""
-    if inputs.get("input_ids") is None:
-        raise ValueError("trained positions are told from input_ids: pass every output of the processor by name")
+def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[str, Any]) -> bool:
+    """Adds the prompts' ``position_ids``, (4, batch, tokens), and says so; not for ``transformers`` or given ones."""
+    if check_choice(positions) != "trained" or kwargs.get("position_ids") is not None:
+        return False
+    if kwargs.get("input_ids") is None:
+        raise ValueError("trained positions are computed from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id
-    if inputs.get("attention_mask") is None and (inputs["input_ids"][:, 0] == padding).any():
-        raise ValueError("a prompt begins with padding, and nothing masks it: pass attention_mask")
-    return trained_positions(model.config, **inputs)
+    if kwargs.get("attention_mask") is None and (kwargs["input_ids"][:, 0] == padding).any():
+        raise ValueError("a prompt begins with padding that nothing masks: pass attention_mask")
+    kwargs["position_ids"] = trained_positions(model.config, **kwargs)
+    return True
 
 
-def _longest(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> int:
-    """Tokens of the longest sequence this call can make, prompt included."""
-    config = model.generation_config if generation_config is None else generation_config
-    new_tokens = kwargs.get("max_new_tokens", config.max_new_tokens)
+def _static_cache(model: PreTrainedModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> Cache:
+    """The cache in ``kwargs`` if it is static; else a static one for the longest sequence, with what it held."""
+    given: Cache | None = kwargs.get(CACHE)
+    if given is not None and given.is_compileable:
+        return given
+    new_tokens = kwargs.get("max_new_tokens", (config or model.generation_config).max_new_tokens)
     if new_tokens is None:
         raise ValueError("compile='on' needs to know how many tokens there will be: pass max_new_tokens")
-    prompt: Tensor = kwargs["input_ids"]
-    return prompt.shape[1] + int(new_tokens)
+    cache = static_cache(model, kwargs["input_ids"].shape[1] + int(new_tokens))
+    return cache if given is None else copy_cache(given, cache)
 
 
-def _add_stop_strings(generation_config: GenerationConfig | None, tokenizer: Any, kwargs: dict[str, Any]) -> None:
-    # transformers keeps the tokenizer from a callable of one's own as well, and then refuses stop strings.
-    strings = kwargs.pop("stop_strings", None) or getattr(generation_config, "stop_strings", None)
-    if not strings:
-        return
-    if tokenizer is None:
-        raise ValueError("stop_strings need the tokenizer: pass tokenizer=processor.tokenizer")
-    if generation_config is not None:
-        generation_config.stop_strings = None
-    criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
-    kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, strings)])
+def _with_stop_criteria(
+    config: GenerationConfig | None, tokenizer: Any, kwargs: dict[str, Any]
+) -> GenerationConfig | None:
+    """A copy of ``config`` without ``stop_strings``; they go into the stopping criteria of ``kwargs``.
+
+    transformers keeps the tokenizer from a callable of one's own as well, and then refuses stop strings.
+    """
+    config = copy.deepcopy(config)
+    if strings := kwargs.pop("stop_strings", None) or getattr(config, "stop_strings", None):
+        if tokenizer is None:
+            raise ValueError("stop_strings need the tokenizer: pass tokenizer=processor.tokenizer")
+        if config is not None:
+            config.stop_strings = None
+        criteria = kwargs.get("stopping_criteria") or []
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, strings)])
+    return config

@@ -38,8 +38,10 @@ class Choice:
         criteria: StoppingCriteria,
         config: GenerationConfig,
         generators: Sequence[torch.Generator] | None,
-        batch: int,
+        input_ids: Tensor,
     ) -> None:
+        """``input_ids`` (batch, prompt)."""
+        batch = len(input_ids)
         if generators is not None and len(generators) != batch:
             raise ValueError(f"{len(generators)} generators for a batch of {batch}: pass one a sample")
         self.processor: Any = processor
@@ -47,21 +49,18 @@ class Choice:
         self.do_sample = config.do_sample
         ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         self.pad_token = pad_token(config) if ends else None
-        self.unfinished: Tensor | None = None
+        self.unfinished = input_ids.new_ones(batch, dtype=torch.bool)
 
-    def __call__(self, input_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """``input_ids`` (batch, tokens) with a token more, from ``logits`` (batch, vocabulary); ``unfinished``."""
-        unfinished = self.unfinished
-        if unfinished is None:
-            unfinished = input_ids.new_ones(len(input_ids), dtype=torch.bool)
+    def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        """``input_ids`` (batch, tokens) with a token more, from ``logits`` (batch, vocabulary)."""
         # A copy in float32, as transformers makes it: processors may write into it.
         scores = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
         tokens = self._pick(self.processor(input_ids, scores))
         if self.pad_token is not None:
-            tokens = torch.where(unfinished, tokens, self.pad_token.to(tokens))
+            tokens = torch.where(self.unfinished, tokens, self.pad_token.to(tokens))
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-        self.unfinished = unfinished & ~self.criteria(input_ids, None)
-        return input_ids, self.unfinished
+        self.unfinished = self.unfinished & ~self.criteria(input_ids, None)
+        return input_ids
 
     def _pick(self, scores: Tensor) -> Tensor:
         if not self.do_sample:
@@ -221,19 +220,19 @@ class DecodingLoop:
         **model_kwargs: Any,
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
-        choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, len(input_ids))
+        choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
         decoding = self.decoding = self.kind(
             self.method, model, generation_config, input_ids, trained_positions=self.trained_positions
         )
         logits = decoding.prefill(input_ids, model_kwargs)
         while True:
-            input_ids, unfinished = choose(input_ids, logits)
+            input_ids = choose(input_ids, logits)
             if self.streamer is not None:
                 self.streamer.put(input_ids[:, -1].cpu())
             # Waits for the device, so that each step's time is its own.
-            if decoding.recorder.chosen(unfinished.tolist()):
+            if decoding.recorder.chosen(choose.unfinished.tolist()):
                 break
-            logits = decoding.next(input_ids, unfinished)
+            logits = decoding.next(input_ids, choose.unfinished)
         if self.streamer is not None:
             self.streamer.end()
         self.traces = decoding.traces()

@@ -1,4 +1,4 @@
-"""One prefill for the start that several prompts share: it is run once, and each prompt goes on from its cache."""
+"""Shared prefixes: what several prompts begin with is prefilled once, and each prompt continues from that cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
@@ -14,7 +15,7 @@ from lmms_eval_vreason.families.positions import check_choice, trained_positions
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt's start, prefilled. It is only read: every prompt that goes on from it has a cache of its own.
+    """A prefilled prompt prefix. It is only read: every prompt that continues it has its own cache.
 
     Attributes:
         input_ids: (tokens,).
@@ -34,7 +35,7 @@ class Prefix:
 
 @torch.no_grad()
 def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -> Prefix:
-    """Runs a prompt's start, vision tower included. The model's ``rope_deltas`` stay as they were.
+    """Prefills a prompt's prefix, vision tower included. The model's ``rope_deltas`` stay as they were.
 
     Args:
         inputs: The processor's outputs for one unpadded prompt, (1, tokens), cut where text follows: after the end of
@@ -53,7 +54,7 @@ def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -
 
 
 def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """What a prefix of so many tokens takes."""
+    """Bytes that the keys and values of a prefix take."""
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
@@ -61,7 +62,7 @@ def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
 
 
 def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixes: Sequence[Tensor]) -> dict[str, Any]:
-    """Keyword arguments of ``generate`` for a batch of prompts that go on from their prefixes.
+    """Keyword arguments of ``generate`` for a batch of prompts that continue their prefixes.
 
     A row is [padding][prefix][padding][suffix], so that all suffixes begin in one column and the prefixes' caches end
     there. Padding is masked, in the cache as well, and repeats the row's first token: what looks at the whole prompt (a
@@ -77,30 +78,30 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
     """
     if not all(len(suffix) for suffix in suffixes):
         raise ValueError("a prompt ends with its shared prefix: at least one token must follow it")
-    longest = max(0 if prefix is None else prefix.tokens for prefix in prefixes)
-    width = longest + max(len(suffix) for suffix in suffixes)
-    device, batch = suffixes[0].device, len(suffixes)
-    input_ids = torch.stack([s[0] if p is None else p.input_ids[0] for p, s in zip(prefixes, suffixes, strict=True)])
-    input_ids = input_ids[:, None].repeat(1, width)
-    attention_mask = torch.zeros((batch, width), dtype=torch.long, device=device)
-    position_ids = torch.zeros((4, batch, width), dtype=torch.long, device=device)
-    for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
-        following: Tensor | int = 0
-        if prefix is not None:
-            place = slice(longest - prefix.tokens, longest)
-            input_ids[row, place], attention_mask[row, place] = prefix.input_ids, 1
-            position_ids[1:, row, place] = prefix.position_ids
-            following = prefix.position_ids[:, -1:] + 1
-        place = slice(width - len(suffix), width)
-        input_ids[row, place], attention_mask[row, place] = suffix, 1
-        position_ids[1:, row, place] = torch.arange(len(suffix), device=device) + following
-    position_ids[0] = (attention_mask.cumsum(dim=1) - 1) * attention_mask
+    before, after = [], []
+    for prefix, suffix in zip(prefixes, suffixes, strict=True):
+        positions = torch.arange(len(suffix), device=suffix.device).expand(3, -1)
+        if prefix is None:
+            before.append(_columns(suffix[:0], positions[:, :0]))
+        else:
+            before.append(_columns(prefix.input_ids, prefix.position_ids))
+            positions = positions + prefix.position_ids[:, -1:] + 1
+        after.append(_columns(suffix, positions))
+    sides = [pad_sequence(rows, batch_first=True, padding_side="left") for rows in (before, after)]
+    input_ids, attention_mask, *position_ids = torch.cat(sides, dim=1).movedim(2, 0).contiguous()
+    first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True))
+    text_positions = (attention_mask.cumsum(dim=1) - 1) * attention_mask
     return {
-        "input_ids": input_ids,
+        "input_ids": torch.where(attention_mask.bool(), input_ids, first),
         "attention_mask": attention_mask,
-        "position_ids": position_ids,
-        CACHE: _cache(model, prefixes, longest),
+        "position_ids": torch.stack([text_positions, *position_ids]),
+        CACHE: _cache(model, prefixes, sides[0].shape[1]),
     }
+
+
+def _columns(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """(tokens, 5) from (tokens,) and (3, tokens): a token's id, a 1 in the attention mask, its three positions."""
+    return torch.stack([input_ids, torch.ones_like(input_ids), *position_ids], dim=1)
 
 
 def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: int) -> DynamicCache:

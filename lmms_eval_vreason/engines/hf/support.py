@@ -1,9 +1,11 @@
-"""Which calls of ``generate`` go with the method; any other is refused with the mend, before anything is computed."""
+"""Which models and calls of ``generate`` go with the method; others are refused before anything is computed."""
 
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+
+from lmms_eval_vreason.families.family import family_of
 
 # Settings of `generate` under which transformers would not hand over a plain decoding loop: name → allowed values.
 _PLAIN = {
@@ -20,7 +22,13 @@ _REFUSED_ARGUMENTS = ("assistant_model", "inputs_embeds", "custom_generate")
 
 
 def check_call(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
-    """Raises ValueError for a call of ``generate`` that is not one plain decoding loop over one sequence a prompt."""
+    """Refuses what cannot be steered.
+
+    Raises:
+        TypeError: A model of no tested family, or one whose last layer or head is of another kind.
+        ValueError: A call of ``generate`` that is not one plain decoding loop over one sequence a prompt.
+    """
+    family_of(model)
     if torch.is_inference_mode_enabled():
         raise ValueError("V-Reason takes gradients: call it under torch.no_grad() instead of torch.inference_mode()")
     for name in _REFUSED_ARGUMENTS:

@@ -1,4 +1,4 @@
-"""All that transformers and torch keep private or have renamed, as far as this engine uses it. Nothing else does.
+"""What this engine uses of transformers and torch that is private or was renamed. No other file reaches for it.
 
 Read in transformers 5.17.0, 5.20.2 and 5.24.0, and torch 2.11 to 2.14. What is private may change in any release: mend
 it here.

@@ -7,9 +7,9 @@ except in the last part. Every step draws its data from (seed, step), and a stop
 """
 
 import argparse
-import csv
+import json
 import math
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,23 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.families.positions import trained_positions
-from lmms_eval_vreason.shapes.architecture import (
-    Sizes,
-    build_config,
-    build_generation_config,
-    build_processor,
-    save_checkpoint,
-)
+from lmms_eval_vreason.shapes import architecture
+from lmms_eval_vreason.shapes.architecture import Sizes, build_config, build_processor, save_checkpoint
+from lmms_eval_vreason.shapes.dataset import make_items
 from lmms_eval_vreason.shapes.evaluate import Reasoner
-from lmms_eval_vreason.shapes.items import Item, make_items
-from lmms_eval_vreason.shapes.render import render, sampled
+from lmms_eval_vreason.shapes.render import SAMPLED_PER_MOMENT, render, sampled
 from lmms_eval_vreason.shapes.training.batches import NAME_SETS, Batch, Layout, Segments, drill_batch, video_batch
-from lmms_eval_vreason.shapes.world import make_scene
+from lmms_eval_vreason.shapes.world import MOMENTS, make_scene
 
-SIZES = Sizes(
-    layers=4,
-    hidden_size=128,
-    heads=4,
-    kv_heads=2,
-    intermediate_size=384,
-    vision_layers=2,
-    vision_hidden_size=64,
-    vision_heads=2,
-    rope_theta=1e4,
-)
+_LOG_EVERY, _VALIDATE_EVERY = 50, 1000  # steps
+SIZES = Sizes(hidden_size=128, layers=4, vision_hidden_size=64, rope_theta=1e4)
+# The video options that the checkpoint brings along: frames as they are in training.
+_VIDEO = {
+    "fps": SAMPLED_PER_MOMENT,
+    "max_num_frames": MOMENTS * SAMPLED_PER_MOMENT,
+    "min_pixels": architecture.MIN_PIXELS,
+    "max_pixels": architecture.MAX_PIXELS,
+}
 
 
 def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,14 +106,6 @@ class Learner:
         return _losses(hidden, self.model.lm_head, segments)
 
 
-def _learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth of the peak."""
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    along = (step - warm_up) / max(1, steps - warm_up)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
-
-
 def _optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, biases and norms: off the drill's plateau sooner."""
     layers = [*model.model.language_model.layers.parameters(), *model.model.visual.blocks.parameters()]
@@ -133,132 +118,142 @@ def _optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.O
     ]
 
 
-class Training:
-    """One training run in a folder: its state, its learning curve, its steps."""
+@dataclass(frozen=True)
+class Recipe:
+    """How the checkpoint is trained. The defaults made the packaged one.
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.folder = Path(args.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(args.seed)
+    Attributes:
+        seed: Of the weights and of every step's data.
+        drill_steps: Steps on text alone.
+        steps: Steps on clips that follow; one in four is text again.
+        drill_rows: Rows of a step on text.
+        clips: Clips of a step on clips, with three rows each.
+        narrated: Share of the steps on clips whose clips are narrated.
+        naming: Weight of naming what the video tokens show.
+        learning_rate: The highest, after ``warm_up`` steps; a cosine leads down to a fiftieth of it.
+        validation: Validation questions, asked every 1,000 steps.
+    """
+
+    seed: int = 0
+    drill_steps: int = 500
+    steps: int = 4500
+    drill_rows: int = 32
+    clips: int = 12
+    narrated: float = 0.7
+    naming: float = 0.5
+    learning_rate: float = 2e-3
+    warm_up: int = 100
+    validation: int = 108
+
+    @property
+    def total(self) -> int:
+        """Steps of both parts."""
+        return self.drill_steps + self.steps
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then the cosine."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        along = (step - self.warm_up) / max(1, self.total - self.warm_up)
+        return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
+
+
+class Training:
+    """One training run in a folder. A folder with a saved state resumes from there."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.recipe, self.step, self.state_file = recipe, 0, folder / "state.pt"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
         self.processor = build_processor()
-        rng = np.random.default_rng(args.seed)
+        rng = np.random.default_rng(recipe.seed)
         layout = Layout(self.processor, sampled(render(make_scene(rng, "move", "train"), rng)))
-        model = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, SIZES))
-        model.generation_config = build_generation_config(self.processor.tokenizer)
-        self.learner = Learner(model, layout)
-        self.optimizers = _optimizers(model)
-        self.step = 0
-        self.state_file = self.folder / "state.pt"
+        self.model: Any = Qwen2_5_VLForConditionalGeneration(build_config(self.processor.tokenizer, SIZES))
+        self.model.generation_config = architecture.build_generation_config(self.processor.tokenizer)
+        self.learner = Learner(self.model, layout)
+        self.optimizers = _optimizers(self.model)
         if self.state_file.exists():
             state = torch.load(self.state_file, weights_only=True)
-            model.load_state_dict(state["model"])
+            self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.step = state["step"]
 
-    @property
-    def model(self) -> Any:
-        return self.learner.model
-
     def save_state(self) -> None:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"model": self.model.state_dict(), "optimizers": optimizers, "step": self.step}
         partial = self.state_file.with_suffix(".partial")
-        torch.save(state, partial)
+        torch.save({"model": self.model.state_dict(), "optimizers": optimizers, "step": self.step}, partial)
         partial.replace(self.state_file)
 
     def loss(self) -> torch.Tensor:
         """The loss of the present step, on data drawn from (seed, step)."""
-        args, layout = self.args, self.learner.layout
-        rng = np.random.default_rng([args.seed, self.step])
-        along = self.step - args.drill_steps
+        recipe, layout = self.recipe, self.learner.layout
+        rng = np.random.default_rng([recipe.seed, self.step])
+        along = self.step - recipe.drill_steps
         if along < 0 or along % 4 == 0:
-            return self.learner.drill_loss(drill_batch(layout, rng, args.drill_rows, conclusions=along >= 0))
-        batch = video_batch(layout, rng, args.clips, narrated=along < args.narrated * args.steps)
-        return self.learner.video_loss(batch, naming=args.naming)
-
-    def set_learning_rate(self) -> None:
-        args = self.args
-        rate = _learning_rate(self.step, args.drill_steps + args.steps, args.learning_rate, 100)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            return self.learner.drill_loss(drill_batch(layout, rng, recipe.drill_rows, conclusions=along >= 0))
+        batch = video_batch(layout, rng, recipe.clips, narrated=along < recipe.narrated * recipe.steps)
+        return self.learner.video_loss(batch, naming=recipe.naming)
 
     def advance(self) -> float:
         """One optimiser step; gives the loss before it."""
-        self.set_learning_rate()
         loss = self.loss()
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.rate(self.step)
             optimizer.step()
         self.step += 1
         return float(loss.item())
 
+    def validate(self) -> dict[str, float]:
+        """Accuracy on validation questions, overall and by kind."""
+        self.model.eval()
+        answers = Reasoner(self.model, self.processor).answer(make_items("validation", self.recipe.validation))
+        self.model.train()
+        return {"accuracy": answers.accuracy, **answers.by_kind}
 
-def _validation(training: Training, items: list[Item]) -> dict[str, float]:
-    training.model.eval()
-    answers = Reasoner(training.model, training.processor).answer(items)
-    training.model.train()
-    return {"accuracy": answers.accuracy, **{f"accuracy_{kind}": value for kind, value in answers.by_kind.items()}}
 
+def train(folder: Path, recipe: Recipe) -> Path:
+    """Runs or resumes a training; writes ``state.pt``, ``curve.jsonl`` and, at the end, the checkpoint.
 
-def train(args: argparse.Namespace) -> None:
-    """Runs, or resumes, the training that ``args`` describe; see the module's ``--help``."""
-    training = Training(args)
-    items = make_items("validation", args.validation)
+    Returns:
+        The checkpoint's folder: float16 weights, and the video defaults that the model was trained with.
+    """
+    training = Training(folder, recipe)
     losses: list[float] = []
-    started = time.perf_counter()
-    total = args.drill_steps + args.steps
-    with (training.folder / "curve.csv").open("a", newline="") as file:
-        curve = csv.writer(file)
-        bar = tqdm(total=total, initial=training.step, desc="shapes", mininterval=5)
-        while training.step < total:
+    with tqdm(total=recipe.total, initial=training.step, desc="shapes", mininterval=5) as bar:
+        while training.step < recipe.total:
             losses.append(training.advance())
             bar.update()
-            if training.step % args.log_every == 0:
-                row = {"loss": float(np.mean(losses))}
-                losses.clear()
-                in_videos = training.step > args.drill_steps
-                if in_videos and training.step % args.validate_every == 0:
-                    row |= _validation(training, items)
-                figures = (f"{name}={value:.4f}" for name, value in row.items())
-                curve.writerow([training.step, round(time.perf_counter() - started, 1), *figures])
-                file.flush()
-                bar.set_postfix({name: f"{value:.3f}" for name, value in list(row.items())[:2]})
-            if training.step % args.save_every == 0 or training.step == total:
-                training.save_state()
+            if training.step % _LOG_EVERY and training.step < recipe.total:
+                continue
+            row = {"step": training.step, "loss": float(np.mean(losses))}
+            losses.clear()
+            if training.step > recipe.drill_steps and training.step % _VALIDATE_EVERY == 0:
+                row |= training.validate()
+            with (folder / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps(row) + "\n")
+            bar.set_postfix({name: row[name] for name in ("loss", "accuracy") if name in row})
+            training.save_state()
     training.model.eval()
     # A fresh processor: the one in use remembers how it last padded.
-    save_checkpoint(training.model, build_processor(), training.folder / "checkpoint", dtype="float16")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of the training script."""
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--output", required=True, help="folder for state, learning curve and checkpoint")
-    described.add_argument("--seed", type=int, default=0)
-    described.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
-    described.add_argument("--drill-steps", type=int, default=500, help="steps on text alone")
-    described.add_argument("--drill-rows", type=int, default=32)
-    described.add_argument("--steps", type=int, default=4500, help="steps on clips; one in four is text again")
-    described.add_argument("--narrated", type=float, default=0.7, help="share of these steps whose clips are narrated")
-    described.add_argument("--naming", type=float, default=0.5, help="weight of naming what video tokens show")
-    described.add_argument("--clips", type=int, default=12, help="clips a step, three rows each")
-    described.add_argument("--learning-rate", type=float, default=2e-3)
-    described.add_argument("--log-every", type=int, default=50)
-    described.add_argument("--validate-every", type=int, default=1000)
-    described.add_argument("--validation", type=int, default=108, help="validation questions")
-    described.add_argument("--save-every", type=int, default=100)
-    return described
+    checkpoint = save_checkpoint(training.model, build_processor(), folder / "checkpoint", dtype="float16")
+    (checkpoint / "vreason.json").write_text(json.dumps({"video": _VIDEO}) + "\n")
+    return checkpoint
 
 
 def main() -> None:
-    args = parser().parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for state, learning curve and checkpoint")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="steps on clips (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args)
+    print(train(args.output, Recipe(seed=args.seed, steps=args.steps)))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from transformers import CompileConfig
 
 import lmms_eval_vreason
 from lmms_eval_vreason.engines.hf import Generation, cache, generation
-from lmms_eval_vreason.engines.hf import autocompile as compiling
 from lmms_eval_vreason.engines.hf.due_step import compiled_due_step
+from lmms_eval_vreason.run import autocompile as compiling
 from lmms_eval_vreason.run.generation import Generator
 
 WORDS = "what moves to the left in this video and what is its colour after it has turned once more"
