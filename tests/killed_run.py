@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from instances import answered, instances
@@ -51,8 +52,8 @@ def finished(folder):
     return sum(path.read_bytes().count(b'{"kind": "sample"') for path in (folder / "journal").glob("*.jsonl"))
 
 
-def attempt(folder, checkpoint, processes):
-    """Forks the processes of one attempt; their pids."""
+def attempt(folder, checkpoint, processes, *, quiet):
+    """Forks the processes of one attempt; their pids. What a ``quiet`` one says is dropped, for it is to be killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +61,8 @@ def attempt(folder, checkpoint, processes):
     for rank in range(processes):
         pid = os.fork()
         if pid == 0:
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+            if quiet:
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
             if processes > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
@@ -68,6 +70,8 @@ def attempt(folder, checkpoint, processes):
             try:
                 answer(folder, checkpoint, rank, processes, folder / f"answers{rank}.json")
                 code = 0
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         pids.append(pid)
@@ -80,7 +84,7 @@ def main():
     stops = 0
     for _ in range(kills):
         done = finished(folder)
-        pids = attempt(folder, checkpoint, processes)
+        pids = attempt(folder, checkpoint, processes, quiet=True)
         # By progress and not by the clock: a fast machine must not be through before the last kill.
         enough = done + moments.randint(1, 2 * processes)
         while finished(folder) < enough:
@@ -89,7 +93,7 @@ def main():
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         stops += sum(os.waitpid(pid, 0)[1] == signal.SIGKILL for pid in pids)
-    codes = [os.waitpid(pid, 0)[1] for pid in attempt(folder, checkpoint, processes)]
+    codes = [os.waitpid(pid, 0)[1] for pid in attempt(folder, checkpoint, processes, quiet=False)]
     rows = [row for rank in range(processes) for row in json.loads((folder / f"answers{rank}.json").read_text())]
     print(json.dumps({"codes": codes, "killed": stops, "answers": sorted(rows)}))
 

@@ -60,7 +60,8 @@ def test_twenty_kills_change_no_answer(tiny_checkpoint, tmp_path, processes):
     def run(folder, kills):
         command = [sys.executable, str(Path(__file__).parents[1] / "killed_run.py"), str(tmp_path / folder)]
         command += [str(tiny_checkpoint), str(processes), str(kills)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+        # What it says on stderr is in the report of a test that fails.
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=280, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
     whole, killed = run("whole", 0), run("killed", 20 // processes)
