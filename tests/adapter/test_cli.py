@@ -67,7 +67,7 @@ def test_the_run_says_that_it_was_on_and_where_its_journal_is(thinking_run):
 
 
 def test_without_method_and_thinking_the_answers_are_the_stock_class_s(offline, arguments, tmp_path):
-    same = {"tasks": ["videomme"], "extra": ("--limit", "4")}
+    same = {"tasks": STOCK_TASKS, "extra": ("--limit", "4")}
     stock = run_lmms_eval(
         offline.env,
         model="qwen2_5_vl",
@@ -83,10 +83,11 @@ def test_without_method_and_thinking_the_answers_are_the_stock_class_s(offline, 
         output=tmp_path / "ours",
         **same,
     )
-    # The stock class ignores `until`, lmms-eval's default end of an answer.
-    expected = {s["doc_id"]: text(s["filtered_resps"]).split("\n\n")[0] for s in stock.samples["videomme"]}
-    assert {s["doc_id"]: text(s["filtered_resps"]) for s in ours.samples["videomme"]} == expected
-    assert any(expected.values())
+    for task in STOCK_TASKS:
+        # The stock class ignores `until`, lmms-eval's default end of an answer.
+        expected = {s["doc_id"]: text(s["filtered_resps"]).split("\n\n")[0] for s in stock.samples[task]}
+        assert {s["doc_id"]: text(s["filtered_resps"]) for s in ours.samples[task]} == expected
+        assert any(expected.values())
 
 
 def test_two_processes_answer_as_one(offline, arguments, thinking_run, tmp_path):
