@@ -22,10 +22,12 @@ from lmms_eval_vreason.bench.fixture import Fixture
 from lmms_eval_vreason.bench.machine import device_of, facts, write
 from lmms_eval_vreason.bench.sizes import PUBLISHED, SHAPES, Shape
 
+# The prompt, the budget and the positions of the stock class.
+_AS_STOCK = "thinking=off,positions=transformers"
 _OURS = {
-    OFF: "thinking=off,policy=off",
-    "ours, V-Reason": "thinking=off,policy=switch,update_every=2,refresh=on",
-    "ours, Lite": "thinking=off,policy=switch,update_every=2,refresh=on,prune_ratio=0.5",
+    OFF: f"{_AS_STOCK},policy=off",
+    "ours, V-Reason": f"{_AS_STOCK},policy=switch,update_every=2,refresh=on",
+    "ours, Lite": f"{_AS_STOCK},policy=switch,update_every=2,refresh=on,prune_ratio=0.5",
 }
 _STOCK_DTYPE = "bfloat16"  # what the stock class loads, whatever the device
 _VISION_WEIGHTS = 680_000_000
