@@ -56,6 +56,8 @@ class Seam:
         self.model, self.tail = model, Tail(model)
         self.attention: Any = self.tail.layer.self_attn
         self.config = self.attention.config
+        AttentionInterface.register(NAME, _attention)
+        self._renamed = renamed_attention(self.config, NAME)
         self._own = own_attention(self.attention)
         self._given: Tensor | None = None
         self._reached: Reached | None = None
@@ -70,13 +72,12 @@ class Seam:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it the attention goes through here. Afterwards the model is as it was, and nothing is kept."""
-        AttentionInterface.register(NAME, _attention)
         layer, attention = self.tail.layer, self.attention
         handles = [
             layer.register_forward_pre_hook(self._note_call, with_kwargs=True, prepend=True),
             self.tail.norm.register_forward_hook(self._note_hidden),
         ]
-        attention.config, attention.vreason = renamed_attention(self.config, NAME), self
+        attention.config, attention.vreason = self._renamed, self
         try:
             yield
         finally:
