@@ -51,7 +51,7 @@ class KeptNorm:
 
     def _of_videos(self, values: Tensor) -> Tensor:
         """(batch, 1, 1, 1), the norm of each sample's video values; tiny instead of 0."""
-        norms = torch.linalg.vector_norm(values * self.video, dim=(1, 2, 3), keepdim=True)
+        norms: Tensor = torch.linalg.vector_norm(values * self.video, dim=(1, 2, 3), keepdim=True)
         return norms.clamp_min(torch.finfo(values.dtype).tiny)
 
     def _rows(self, x: Tensor) -> Tensor:

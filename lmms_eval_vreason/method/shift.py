@@ -43,12 +43,13 @@ class Shift:
         at_video = self.video.transpose(2, 3)
         self.size = _norms(precise * at_video).clamp_min(torch.finfo(precise.dtype).tiny)
         self.norm = KeptNorm(precise, at_video, method.norm)
-        norms = self.norm.length if method.norm == "head" else torch.linalg.vector_norm(precise, dim=3, keepdim=True)
-        assert norms is not None
+        norms = self.norm.length
+        if norms is None or method.norm != "head":
+            norms = torch.linalg.vector_norm(precise, dim=3, keepdim=True)
         self.unit = norms / math.sqrt(values.shape[3])
         # A vector of zeros has no direction (0 / 0); it stays zero as one of any direction and of length 0.
-        nowhere = self.norm.length == 0 if method.norm in ("head", "token") else None
-        self.original = original.clone() if nowhere is None else original.masked_fill(nowhere, 1.0)
+        rows = self.norm.length if method.norm in ("head", "token") else None
+        self.original = original.clone() if rows is None else original.masked_fill(rows == 0, 1.0)
         self.turns = torch.zeros_like(self.original, dtype=precise.dtype)
         entries = self.video.sum(dim=3, keepdim=True) * values.shape[1] * values.shape[3]
         self.kept, self.optimizer = method.keep_shift, OPTIMIZERS[method.optimizer](method, self.turns, entries)
@@ -105,10 +106,10 @@ class Shift:
 
     def by_window(self) -> list[tuple[Tensor, int]]:
         """Each tensor whose size depends on the prompt, with the dimension that does."""
-        wide = [self.original, self.turns, self.unit, self.norm.video, self.norm.length, *self.optimizer.state()]
+        wide = [self.original, self.turns, self.unit, self.norm.video, *self.optimizer.state()]
+        wide += [] if self.norm.length is None else [self.norm.length]
         wide += [] if self.noise is None else [self.noise.tokens]
-        wide = [tensor for tensor in wide if tensor is not None and tensor.shape[2] > 1]
-        return [(self.before, 0), (self.video, 3), *((tensor, 2) for tensor in wide)]
+        return [(self.before, 0), (self.video, 3), *((tensor, 2) for tensor in wide if tensor.shape[2] > 1)]
 
     def state_bytes(self) -> int:
         """Bytes kept between steps: V and its norms, ΔV, the optimiser's moments, what marks the video tokens."""

@@ -64,10 +64,10 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
     head = Head.of(seam.tail, method, (logits, log_p), active)
     if head is None:
         return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed)
-    output, moved, now = Output(reached, shift), None, (logits, log_p, h)
+    output, moved, now = Output(reached, shift), shift.window(reached.values), (logits, log_p, h)
     shift.begin()
     for number in range(method.steps_per_update):
-        if moved is not None:
+        if number:
             hidden, to_output = linearised(seam.hidden, output.at(moved))
             now = head.distribution(hidden)
         gradient = to_output(head.gradient(*now, torch.where(active, alpha, 0.0)))
