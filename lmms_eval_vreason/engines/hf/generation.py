@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.support import check_call
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
+from lmms_eval_vreason.families.family import check_columns, family_of
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
@@ -50,6 +52,8 @@ def generate(
         model: Of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
         generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
+            ``mm_token_type_ids`` tell video tokens from an image's where a family has one placeholder for both; any
+            model may be given them.
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
@@ -59,13 +63,19 @@ def generate(
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
             layers cannot be steered, placeholders that disagree with the grids.
-        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered.
+        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered; Lite
+            where a layer below keeps no tokens to drop.
         RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
     check_call(model, generation_config, kwargs)
+    if method.prune_ratio > 0:
+        check_columns(model, f"Lite (prune_ratio={method.prune_ratio:g})")
     trained = _add_trained_positions(model, positions, kwargs)
-    loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained)
+    types = kwargs.get("mm_token_type_ids")
+    if types is not None and "mm_token_type_ids" not in signature(model.forward).parameters:
+        del kwargs["mm_token_type_ids"]
+    loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained, token_types=types)
     config = _with_stop_criteria(generation_config, tokenizer, kwargs)
     if method.compile == "on":
         kwargs[CACHE] = _static_cache(model, config, kwargs)
@@ -92,6 +102,8 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
     """Adds the prompts' ``position_ids``, (4, batch, tokens), and says so; not for ``transformers`` or given ones."""
     if check_choice(positions) != "trained" or kwargs.get("position_ids") is not None:
         return False
+    if family_of(model).positions != "trained":
+        return False  # transformers places its text as it was trained.
     if kwargs.get("input_ids") is None:
         raise ValueError("trained positions are computed from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id

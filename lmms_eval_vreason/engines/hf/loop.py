@@ -15,7 +15,14 @@ from transformers import StoppingCriteriaList as StoppingCriteria
 from lmms_eval_vreason.engines.hf.cache import check_cache, last_values, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
-from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, next_model_kwargs, pad_token, prefill
+from lmms_eval_vreason.engines.hf.upstream import (
+    CACHE,
+    compiles_by_itself,
+    experts_for_decoding,
+    next_model_kwargs,
+    pad_token,
+    prefill,
+)
 from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
@@ -79,13 +86,12 @@ class Decoding:
         steering: The due steps, from the prefill on; None where nothing is steered.
     """
 
-    def __init__(
-        self, method: VReason, model: Any, config: GenerationConfig, input_ids: Tensor, *, trained_positions: bool
-    ) -> None:
-        """Args: ``input_ids`` (batch, prompt); ``trained_positions``, as in :class:`DecodingLoop`."""
+    def __init__(self, loop: "DecodingLoop", model: Any, config: GenerationConfig, input_ids: Tensor) -> None:
+        """Args: ``loop``, whose method and settings apply; ``input_ids`` (batch, prompt)."""
         batch, prompt = input_ids.shape
-        self.method, self.model, self.config = method, model, config
-        self.trained_positions = trained_positions
+        self.method = method = loop.method
+        self.model, self.config = model, config
+        self.trained_positions, self.token_types = loop.trained_positions, loop.token_types
         self.recorder = TraceRecorder(batch, method)
         self.steering: Steering | None = None
         self.cache: Any = None
@@ -97,13 +103,13 @@ class Decoding:
     def prefill(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
         started = time.perf_counter()
+        video_mask = family_of(self.model).video_mask(self.model, input_ids, self.token_types)
         outputs = prefill(self.model, input_ids, self.config, model_kwargs)
         if self.trained_positions:
             model_kwargs = {**model_kwargs, "position_ids": ending_highest(model_kwargs["position_ids"])}
         logits: Tensor = outputs["logits"][:, -1]
         self.cache = cache = outputs[CACHE]
-        check_cache(cache)
-        video_mask = family_of(self.model).video_mask(self.model, input_ids)
+        check_cache(cache, pruned=self.method.prune_ratio > 0)
         attention_mask = model_kwargs.get("attention_mask")
         if self.method.prune_ratio > 0 and video_mask.any():
             video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
@@ -168,6 +174,11 @@ class Decoding:
             settings = CompileConfig(fullgraph=True, mode=mode)
         self._forward = self.model.get_compiled_call(settings)
         if self.steering is not None:
+            if self.model.device.type == "cpu" and "grouped_mm" in self.model.get_experts_implementation().values():
+                raise ValueError(
+                    "a due step over grouped experts does not compile on a CPU: set compile=off, or call "
+                    "model.set_experts_implementation('batched_mm')"
+                )
             self.steering.compile(settings)
         if self._kwargs["attention_mask"] is None:
             # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
@@ -210,11 +221,15 @@ class DecodingLoop:
         streamer: Any = None,
         generators: Sequence[torch.Generator] | None = None,
         trained_positions: bool = False,
+        token_types: Tensor | None = None,
     ) -> None:
-        """``trained_positions``: the prompts' ``position_ids`` are trained ones, and generated tokens go on so."""
+        """Args:
+        trained_positions: The prompts' ``position_ids`` are trained ones, and generated tokens go on so.
+        token_types: (batch, prompt), as in :meth:`~lmms_eval_vreason.families.family.Family.video_mask`.
+        """
         # transformers does not hand the streamer to a callable of one's own, so the object carries it.
         self.method, self.streamer, self.generators = method, streamer, generators
-        self.trained_positions = trained_positions
+        self.trained_positions, self.token_types = trained_positions, token_types
         self.decoding: Decoding | None = None
         self.traces: list[Trace] = []
 
@@ -229,18 +244,17 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
-        decoding = self.decoding = self.kind(
-            self.method, model, generation_config, input_ids, trained_positions=self.trained_positions
-        )
+        decoding = self.decoding = self.kind(self, model, generation_config, input_ids)
         logits = decoding.prefill(input_ids, model_kwargs)
-        while True:
-            input_ids = choose(input_ids, logits)
-            if self.streamer is not None:
-                self.streamer.put(input_ids[:, -1].cpu())
-            # Waits for the device, so that each step's time is its own.
-            if decoding.recorder.chosen(choose.unfinished.tolist()):
-                break
-            logits = decoding.next(input_ids, choose.unfinished)
+        with experts_for_decoding(model):
+            while True:
+                input_ids = choose(input_ids, logits)
+                if self.streamer is not None:
+                    self.streamer.put(input_ids[:, -1].cpu())
+                # Waits for the device, so that each step's time is its own.
+                if decoding.recorder.chosen(choose.unfinished.tolist()):
+                    break
+                logits = decoding.next(input_ids, choose.unfinished)
         if self.streamer is not None:
             self.streamer.end()
         self.traces = decoding.traces()
