@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 START, STOP, VIDEO, IMAGE, PAD, END = 60, 61, 62, 63, 64, 65
+WORDS = 56  # Ids below it are words.
 AUDIO, FRAME_START, FRAME_STOP, UNUSED = 56, 57, 58, 59
 PATCH_14, PATCH_16 = 3 * 2 * 14 * 14, 3 * 2 * 16 * 16
 # Token ids, token types (2 for video) and the media arguments of the model.

@@ -147,7 +147,8 @@ def steer(model, method: VReason, *, positions: str = "trained", **kwargs) -> tu
     types = kwargs.get("mm_token_type_ids")
     if "mm_token_type_ids" not in signature(model.forward).parameters:
         kwargs.pop("mm_token_type_ids", None)
-    loop = DecodingLoop(method, trained_positions=trained, token_types=types)
+    loop = DecodingLoop(method)
+    loop.trained_positions, loop.token_types = trained, types
     with frozen(model):
         sequences = model.generate(custom_generate=loop, **kwargs)
     return sequences, loop

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from random_families import FAMILIES, TINY, VIDEO, family_batch, family_prompt, plain_inputs, random_family
+from family_videos import IMAGE, VIDEO
+from random_families import FAMILIES, TINY, family_batch, family_prompt, plain_inputs, random_family
 from random_model import Forced, assert_same_run, packed, steer, values_scaled, with_double_norms
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, LogitsProcessorList
@@ -356,7 +357,7 @@ def test_text_goes_on_after_the_highest_position(name):
     calls, _ = positions_of(model, lambda: METHOD.generate(model, **inputs, max_new_tokens=4, eos_token_id=None))
     prefill_ids = calls[0][-3:]
     per_second = {"qwen2_5_vl": 2, "qwen2_5_omni": 25}.get(name)
-    rule = PositionRule(IMAGE_RUN, VIDEO, 2, per_second)
+    rule = PositionRule(IMAGE, VIDEO, 2, per_second)
     runs_a_frame = VIDEO in inputs["input_ids"] and name not in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni")
     for row, each in enumerate(prompts(name)):
         frames = frames_of(name, row)
@@ -370,4 +371,3 @@ def test_text_goes_on_after_the_highest_position(name):
 
 
 SEQUENCES = ("input_ids", "attention_mask", "mm_token_type_ids")
-IMAGE_RUN = 63

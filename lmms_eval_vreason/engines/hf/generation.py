@@ -16,7 +16,7 @@ from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.support import check_call
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
-from lmms_eval_vreason.families.family import check_columns, family_of
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
@@ -51,9 +51,7 @@ def generate(
     Args:
         model: Of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
-        generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
-            ``mm_token_type_ids`` tell video tokens from an image's where a family has one placeholder for both; any
-            model may be given them.
+        generation_config, streamer, **kwargs: As for ``model.generate``: every output of the processor, token types too.
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
@@ -63,19 +61,13 @@ def generate(
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
             layers cannot be steered, placeholders that disagree with the grids.
-        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered; Lite
-            where a layer below keeps no tokens to drop.
+        TypeError: ``model`` is of no tested family, or its layers or head are of a kind that cannot be steered.
         RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
     check_call(model, generation_config, kwargs)
-    if method.prune_ratio > 0:
-        check_columns(model, f"Lite (prune_ratio={method.prune_ratio:g})")
-    trained = _add_trained_positions(model, positions, kwargs)
-    types = kwargs.get("mm_token_type_ids")
-    if types is not None and "mm_token_type_ids" not in signature(model.forward).parameters:
-        del kwargs["mm_token_type_ids"]
-    loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained, token_types=types)
+    loop = DecodingLoop(method, streamer=streamer, generators=generators)
+    loop.trained_positions, loop.token_types = _add_trained_positions(model, positions, kwargs), _types(model, kwargs)
     config = _with_stop_criteria(generation_config, tokenizer, kwargs)
     if method.compile == "on":
         kwargs[CACHE] = _static_cache(model, config, kwargs)
@@ -111,6 +103,13 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
         raise ValueError("a prompt begins with padding that nothing masks: pass attention_mask")
     kwargs["position_ids"] = trained_positions(model.config, **kwargs)
     return True
+
+
+def _types(model: PreTrainedModel, kwargs: dict[str, Any]) -> Tensor | None:
+    """``mm_token_type_ids``, which leave ``kwargs`` where the model itself does not take them."""
+    name = "mm_token_type_ids"
+    types: Tensor | None = kwargs.get(name) if name in signature(model.forward).parameters else kwargs.pop(name, None)
+    return types
 
 
 def _static_cache(model: PreTrainedModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> Cache:

@@ -23,7 +23,7 @@ from lmms_eval_vreason.engines.hf.upstream import (
     pad_token,
     prefill,
 )
-from lmms_eval_vreason.families.family import family_of
+from lmms_eval_vreason.families.family import check_columns, family_of
 from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import entropy
@@ -103,6 +103,8 @@ class Decoding:
     def prefill(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
         started = time.perf_counter()
+        if self.method.prune_ratio > 0:
+            check_columns(self.model, f"Lite (prune_ratio={self.method.prune_ratio:g})")
         video_mask = family_of(self.model).video_mask(self.model, input_ids, self.token_types)
         outputs = prefill(self.model, input_ids, self.config, model_kwargs)
         if self.trained_positions:
@@ -174,7 +176,7 @@ class Decoding:
             settings = CompileConfig(fullgraph=True, mode=mode)
         self._forward = self.model.get_compiled_call(settings)
         if self.steering is not None:
-            if self.model.device.type == "cpu" and "grouped_mm" in self.model.get_experts_implementation().values():
+            if self.model.device.type == "cpu" and self._has_grouped_experts(self.steering.seam.tail.layer):
                 raise ValueError(
                     "a due step over grouped experts does not compile on a CPU: set compile=off, or call "
                     "model.set_experts_implementation('batched_mm')"
@@ -183,6 +185,10 @@ class Decoding:
         if self._kwargs["attention_mask"] is None:
             # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
             self._kwargs["attention_mask"] = nothing_masked
+
+    def _has_grouped_experts(self, layer: Any) -> bool:
+        grouped = "grouped_mm" in self.model.get_experts_implementation().values()
+        return grouped and any(name.endswith("experts") for name, _ in layer.named_modules())
 
     def _notes(self) -> list[str]:
         method = self.method
@@ -209,6 +215,8 @@ class DecodingLoop:
 
     Attributes:
         kind: What makes the forwards.
+        trained_positions: Whether the prompts' ``position_ids`` are trained ones, and generated tokens go on so.
+        token_types: (batch, prompt), as in :meth:`~lmms_eval_vreason.families.family.Family.video_mask`.
         decoding: Its forwards and its cache, once it runs.
     """
 
@@ -220,16 +228,11 @@ class DecodingLoop:
         *,
         streamer: Any = None,
         generators: Sequence[torch.Generator] | None = None,
-        trained_positions: bool = False,
-        token_types: Tensor | None = None,
     ) -> None:
-        """Args:
-        trained_positions: The prompts' ``position_ids`` are trained ones, and generated tokens go on so.
-        token_types: (batch, prompt), as in :meth:`~lmms_eval_vreason.families.family.Family.video_mask`.
-        """
         # transformers does not hand the streamer to a callable of one's own, so the object carries it.
         self.method, self.streamer, self.generators = method, streamer, generators
-        self.trained_positions, self.token_types = trained_positions, token_types
+        self.trained_positions = False
+        self.token_types: Tensor | None = None
         self.decoding: Decoding | None = None
         self.traces: list[Trace] = []
 
