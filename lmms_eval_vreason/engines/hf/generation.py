@@ -51,7 +51,7 @@ def generate(
     Args:
         model: Of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
-        generation_config, streamer, **kwargs: As for ``model.generate``: every output of the processor, token types too.
+        generation_config, streamer, **kwargs: As for ``model.generate``: all that the processor gives, token types too.
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
