@@ -7,7 +7,16 @@ from family_videos import END, PAD, WORDS
 from tiny_families import TINY
 from torch import Tensor
 
+from lmms_eval_vreason.families.family import FAMILIES as TABLE
+from lmms_eval_vreason.families.family import Family
+
 FAMILIES = tuple(TINY)
+SEQUENCES = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+def kind_of(family: str) -> Family:
+    """Its line in the package's table."""
+    return TABLE[TINY[family].model_type]
 
 
 def random_family(
@@ -53,3 +62,62 @@ def family_batch(family: str, prompts: Sequence[dict], dtype: torch.dtype = torc
 def plain_inputs(family: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """``inputs`` as ``model.generate`` takes them."""
     return {name: value for name, value in inputs.items() if TINY[family].types or name != "mm_token_type_ids"}
+
+
+def begun(family, each, words):
+    """The arguments of ``prefill``: all but the last ``words`` of a prompt."""
+    whole = plain_inputs(family, family_batch(family, [each]))
+    return {name: value[:, :-words] if name in SEQUENCES else value for name, value in whole.items()}
+
+
+def reference_logits(model, family, inputs, tokens, delta, states):
+    """Without a cache, ΔV (video tokens, kv_heads, head_dim) where the last layer's values arise.
+
+    Args:
+        states: (batch, tokens, hidden_size), what goes into the last layer, if not what the layers below give.
+    """
+    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+    longer = {**plain_inputs(family, inputs), "input_ids": ids}
+    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in longer:
+            longer[name] = torch.cat([inputs[name], torch.full_like(tokens, fill)], dim=1)
+    if kind_of(family).positions == "plain":
+        # A forward of its own would count the padding, and rotary angles are in float32.
+        longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    where = torch.cat([inputs["mm_token_type_ids"] == 2, torch.zeros_like(tokens, dtype=torch.bool)], dim=1)
+    layer = model.get_decoder().layers[-1]
+
+    def add(module, args, output):
+        values = output.unflatten(-1, (-1, layer.self_attn.head_dim)) if output.dim() == 3 else output
+        moved = values[where] + delta
+        moved = moved * (values[where].norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True))
+        return values.index_put(where.nonzero(as_tuple=True), moved).view_as(output)
+
+    def replace(module, args, kwargs):
+        return (args if states is None else (states, *args[1:])), kwargs
+
+    # Some families normalise their values after the projection.
+    values_of = getattr(layer.self_attn, "v_norm", None) or layer.self_attn.v_proj
+    hooks = [
+        values_of.register_forward_hook(add),
+        layer.register_forward_pre_hook(replace, with_kwargs=True),
+    ]
+    try:
+        return model(**longer, use_cache=False).logits[:, -1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def positions_of(model, run):
+    """What the decoder's rotary embedding is called with, and what ``run`` gives."""
+    calls = []
+
+    def note(module, args, kwargs):
+        calls.append((args[1] if len(args) > 1 else kwargs["position_ids"]).clone())
+
+    hook = model.get_decoder().rotary_emb.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        return calls, run()
+    finally:
+        hook.remove()

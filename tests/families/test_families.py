@@ -4,12 +4,25 @@ Each family is a tiny random model (tests/random_families.py); weights and promp
 """
 
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from family_videos import IMAGE, VIDEO
-from random_families import FAMILIES, TINY, family_batch, family_prompt, plain_inputs, random_family
+from random_families import (
+    FAMILIES,
+    TINY,
+    begun,
+    family_batch,
+    family_prompt,
+    kind_of,
+    plain_inputs,
+    positions_of,
+    random_family,
+    reference_logits,
+)
 from random_model import Forced, assert_same_run, packed, steer, values_scaled, with_double_norms
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, LogitsProcessorList
@@ -30,6 +43,7 @@ NO_LITE = {
     "exaone4_5": "every token in every layer: this model has .*sliding_attention",
 }
 NO_PREFIX = NO_LITE
+SLIDING_BELOW = ("gemma4", "exaone4_5")
 # transformers runs linear attention in float32 whatever the dtype, and another way with a cache than without.
 FLOAT32_BELOW = ("qwen3_5", "qwen3_5_moe")
 
@@ -64,7 +78,21 @@ def model(family):
 
 
 def test_the_table_is_the_one_that_is_tested():
-    assert set(families.FAMILIES) == {random_family(name).config.model_type for name in FAMILIES}
+    assert set(families.FAMILIES) == {tiny.model_type for tiny in TINY.values()}
+
+
+def test_the_page_shows_what_is_tested_and_refused():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    cells = {name.strip(" `"): [cell.strip() for cell in row] for name, *row in rows if len(row) == 7}
+    assert set(cells) == set(families.FAMILIES)
+    for name in FAMILIES:
+        _, placeholder, positions, _, lite, prefix, compiled = cells[TINY[name].model_type]
+        assert ("token types" in placeholder) == (not kind_of(name).own_video_token)
+        assert positions == {"trained": "ours", "multimodal": "transformers'"}.get(kind_of(name).positions, "plain")
+        assert lite.startswith("refused") == (name in NO_LITE)
+        assert prefix.startswith("refused") == (name in NO_PREFIX)
+        assert compiled.startswith("yes")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -72,6 +100,7 @@ def test_off_and_rate_zero_are_plain_generate(family, attention):
     model = random_family(family, attention=attention)
     settings = {"max_new_tokens": 6, "eos_token_id": None}
     sampled = {"do_sample": True, "temperature": 0.9}
+    positions = "transformers" if kind_of(family).positions == "trained" else "trained"
     off, zero = VReason(policy="off"), VReason(learning_rate=0)
     for rows, more, bases in ((1, {}, [off, zero]), (3, sampled, [off, zero])):
         inputs = inputs_of(family, rows)
@@ -79,51 +108,12 @@ def test_off_and_rate_zero_are_plain_generate(family, attention):
         plain = model.generate(**plain_inputs(family, inputs), **settings, **more)
         for base in bases:
             torch.manual_seed(5)
-            ours = base.generate(model, **inputs, **settings, **more, positions="transformers")
+            ours = base.generate(model, **inputs, **settings, **more, positions=positions)
             assert torch.equal(ours.sequences, plain)
         expected = (inputs["mm_token_type_ids"] == 2).sum(1).tolist()
         assert [trace.video_tokens for trace in ours.traces] == expected
         assert min(expected) > 0
     assert len(set(new_tokens(plain, inputs).flatten().tolist())) > 3
-
-
-def reference_logits(model, family, inputs, tokens, delta, states):
-    """Without a cache, ΔV (video tokens, kv_heads, head_dim) where the last layer's values arise.
-
-    Args:
-        states: (batch, tokens, hidden_size), what goes into the last layer, if not what the layers below give.
-    """
-    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
-    longer = {**plain_inputs(family, inputs), "input_ids": ids}
-    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-        if name in longer:
-            longer[name] = torch.cat([inputs[name], torch.full_like(tokens, fill)], dim=1)
-    if families.FAMILIES[TINY[family].model_type].positions == "plain":
-        # A forward of its own would count the padding, and rotary angles are in float32.
-        longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    where = torch.cat([inputs["mm_token_type_ids"] == 2, torch.zeros_like(tokens, dtype=torch.bool)], dim=1)
-    layer = model.get_decoder().layers[-1]
-
-    def add(module, args, output):
-        values = output.unflatten(-1, (-1, layer.self_attn.head_dim)) if output.dim() == 3 else output
-        moved = values[where] + delta
-        moved = moved * (values[where].norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True))
-        return values.index_put(where.nonzero(as_tuple=True), moved).view_as(output)
-
-    def replace(module, args, kwargs):
-        return (args if states is None else (states, *args[1:])), kwargs
-
-    # Some families normalise their values after the projection.
-    values_of = getattr(layer.self_attn, "v_norm", None) or layer.self_attn.v_proj
-    hooks = [
-        values_of.register_forward_hook(add),
-        layer.register_forward_pre_hook(replace, with_kwargs=True),
-    ]
-    try:
-        return model(**longer, use_cache=False).logits[:, -1]
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -200,20 +190,6 @@ def test_one_rate_turns_every_scale_of_values_alike(family):
     assert_same_run(results)
 
 
-def positions_of(model, run):
-    """What the decoder's rotary embedding is called with, and what ``run`` gives."""
-    calls = []
-
-    def note(module, args, kwargs):
-        calls.append((args[1] if len(args) > 1 else kwargs["position_ids"]).clone())
-
-    hook = model.get_decoder().rotary_emb.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        return calls, run()
-    finally:
-        hook.remove()
-
-
 def test_lite_or_its_refusal(family, model):
     """Half of each sample's video tokens go; positions are those of the whole prompt."""
     inputs, settings = inputs_of(family), {"max_new_tokens": 5, "eos_token_id": None}
@@ -233,12 +209,6 @@ def test_lite_or_its_refusal(family, model):
         alone = lite.generate(model, **family_batch(family, [each]), **settings)
         assert torch.equal(result.sequences[row, -5:], alone.sequences[0, -5:])
         assert np.allclose(result.traces[row].entropy, alone.traces[0].entropy, rtol=2e-3, atol=2e-5)
-
-
-def begun(family, each, words):
-    """The arguments of ``prefill``: all but the last ``words`` of a prompt."""
-    whole = plain_inputs(family, family_batch(family, [each]))
-    return {name: value[:, :-words] if name in SEQUENCES else value for name, value in whole.items()}
 
 
 def test_a_shared_prefix_or_its_refusal(family, model):
@@ -285,7 +255,8 @@ def test_compiled_steps_are_the_eager_ones_in_one_graph_each(family):
         backend = CompileConfig(fullgraph=True, mode=None, backend="aot_eager")
         fast = VReason(learning_rate=0.03, compile="on").generate(model, **inputs, **settings, compile_config=backend)
         assert not counters["graph_break"]
-        assert counters["stats"]["unique_graphs"] == 2
+        # transformers' sliding layers have graphs of their own before and after their window is full.
+        assert counters["stats"]["unique_graphs"] == (4 if family in SLIDING_BELOW else 2)
     finally:
         torch._dynamo.reset()
         compiled_due_step.cache_clear()
@@ -350,24 +321,19 @@ def test_the_model_is_left_as_it_was(family, model):
     assert torch.equal(model.generate(**plain_inputs(family, inputs), **settings), plain)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if families.FAMILIES[TINY[name].model_type].multimodal])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if kind_of(name).multimodal])
 def test_text_goes_on_after_the_highest_position(name):
     """What the decoder is called with is the rule of docs/positions.md, whoever computes it."""
     model, inputs = random_family(name), inputs_of(name)
     calls, _ = positions_of(model, lambda: METHOD.generate(model, **inputs, max_new_tokens=4, eos_token_id=None))
     prefill_ids = calls[0][-3:]
-    per_second = {"qwen2_5_vl": 2, "qwen2_5_omni": 25}.get(name)
-    rule = PositionRule(IMAGE, VIDEO, 2, per_second)
-    runs_a_frame = VIDEO in inputs["input_ids"] and name not in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni")
+    rule = PositionRule(IMAGE, VIDEO, 2, {"qwen2_5_vl": 2, "qwen2_5_omni": 25}.get(name))
     for row, each in enumerate(prompts(name)):
-        frames = frames_of(name, row)
-        grids = [[1, 4, 4]] * frames if runs_a_frame or name == "glm4v" else [[frames, 4, 4]]
+        runs = sum(after == 2 != before for before, after in pairwise(each["types"]))
+        grids = torch.tensor([[frames_of(name, row) // runs, 4, 4]] * runs)
         ids = torch.tensor([VIDEO if kind == 2 else 0 for kind in each["types"]])
-        expected = row_positions(ids, MediaGrids(rule, video_grid_thw=torch.tensor(grids)), rule)
+        expected = row_positions(ids, MediaGrids(rule, video_grid_thw=grids), rule)
         kept = inputs["attention_mask"][row].bool()
         assert torch.equal(prefill_ids[:, row, kept], expected)
         following = [int(call[-3:, row, -1].unique()) for call in calls if call.shape[-1] == 1]
-        assert following[0] == int(expected.max()) + 1
-
-
-SEQUENCES = ("input_ids", "attention_mask", "mm_token_type_ids")
+        assert following == [int(expected.max()) + generated for generated in (1, 2, 3)]
