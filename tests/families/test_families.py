@@ -220,7 +220,9 @@ def test_a_shared_prefix_or_its_refusal(family, model):
             prefill(model, begun(family, first, words))
         return
     other = {"ids": [*first["ids"][:-words], 7, 8], "types": [*first["types"][:-words], 0, 0], "media": first["media"]}
+    deltas = getattr(model.model, "rope_deltas", None)
     starts = [prefill(model, begun(family, *each)) for each in ((first, words), (second, BATCH[1][1]))]
+    assert getattr(model.model, "rope_deltas", None) is deltas
     own, asked = [starts[0], starts[0], starts[1]], [first, other, second]
     suffixes = [torch.tensor(each["ids"][prefix.tokens :]) for prefix, each in zip(own, asked, strict=True)]
     settings = {"max_new_tokens": 5, "eos_token_id": None}
