@@ -22,9 +22,9 @@ class ModelOptions(OptionGroup):
 
     Attributes:
         pretrained: A hub name, a folder, or ``shapes`` (the tiny checkpoint that ships with the package).
-        batch_size: Samples decoded together. ``auto`` grows while memory lasts and steps down where it runs out. The
-            same as lmms-eval's ``--batch_size``.
-        max_batch_size: The most that ``auto`` tries (none: 64). The same as ``--max_batch_size``.
+        batch_size: Samples decoded together. ``auto`` doubles until memory runs out, and then halves. The same as
+            lmms-eval's ``--batch_size``.
+        max_batch_size: The most that ``auto`` tries (none: 64, and 8 without a GPU). The same as ``--max_batch_size``.
         revision: The hub's revision.
         dtype: ``auto`` is the checkpoint's own on a GPU and float32 on the CPU.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``. The same as ``--device``.

@@ -21,7 +21,7 @@ from lmms_eval_vreason.run.batches import batches, read
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.ledger import Ledger
 from lmms_eval_vreason.run.options import AnswerOptions
-from lmms_eval_vreason.run.plan import Schedule, make_plan, share_out
+from lmms_eval_vreason.run.plan import make_plan, share_out
 from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.progress import Progress
 from lmms_eval_vreason.run.samples import Sample
@@ -32,14 +32,12 @@ class Run:
 
     Attributes:
         ledger: The records, as they come.
-        answers: What answers the batches, with their padding.
     """
 
     def __init__(
         self, generator: Generator, options: AnswerOptions, journal: Journal | None, size: BatchSize, team: Team
     ) -> None:
         self.generator, self.options, self.journal, self.size, self.team = generator, options, journal, size, team
-        self.answers = Answers(generator, size, options.run.oom)
         self.ledger = Ledger(journal, team, options)
 
     def answer(self, samples: Sequence[Sample], settings: Mapping[str, Any]) -> None:
@@ -59,7 +57,7 @@ class Run:
                 self.team.stop(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.generator.free()
+            self.generator.prefixes.free()
 
     def text(self, index: int) -> str:
         """What lmms-eval gets for a request; nothing for padding, which has no record."""
@@ -87,15 +85,13 @@ class Run:
         if self.team.rank == 0 and (line := schedule.resume_line()):
             logger.info(line)
         with Progress(self.team, schedule.total, schedule.finished) as progress:
-            self._expect(schedule)
+            groups = [*schedule.own, *schedule.shared]
+            samples = [waiting.sample for group in groups for waiting in group]
+            self.generator.prefixes.expect(samples, self.options.run.shared_prefix)
+            answers = Answers(self.generator, self.size, self.options.run.oom)
             candidates = chain(chain.from_iterable(schedule.own), self.team.candidates(schedule.shared))
             for batch in batches(read(candidates, self.team, self.options.video, self.size), self.size):
-                for outcome in self.answers.to(batch):
+                for outcome in answers.to(batch):
                     self.ledger.add(outcome, progress)
-            self.generator.free()
+            self.generator.prefixes.free()
             self.ledger.collect(progress)
-
-    def _expect(self, schedule: Schedule) -> None:
-        samples = [waiting.sample for group in (*schedule.own, *schedule.shared) for waiting in group]
-        batch = None if self.size.auto else self.size.now
-        self.generator.expect(samples, self.options.run.shared_prefix, batch=batch, share=1 / self.team.size)
