@@ -14,7 +14,6 @@ from loguru import logger
 from lmms_eval_vreason.journal.files import JournalError, digest
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.media.media import MediaError
-from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.answers import Answers
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.batches import batches, read
@@ -75,10 +74,8 @@ class Run:
 
     def _answer(self, samples: Sequence[Sample], settings: str) -> None:
         plan = make_plan(samples, self.journal, settings, self.team.rank, self.options.run.oom)
-        thinking = self.options.thinking.return_thinking
         for index, record in plan.finished.items():
-            text = joined(record["thinking"], record["answer"], thinking)
-            self.ledger.records[index] = {**record, "text": text}
+            self.ledger.resume(index, record)
         alone = self.team.size == 1 and self.size.now == 1 and not self.size.auto
         # Lengths order the samples of several processes or batches; to know them, every file is opened.
         schedule = share_out(plan, self.team, None if alone else self.options.video)

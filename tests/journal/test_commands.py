@@ -45,13 +45,6 @@ def test_tasks_is_a_folder_with_our_groups(capsys):
     assert (folder / "shapes").is_dir()
 
 
-def test_show_counts_samples_and_names_errors(journal, capsys):
-    assert main(["journal", "show", str(journal.folder), "--samples", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "1 failed: 1.mp4: there is no such file" in out
-    assert "a [red] one" in out
-
-
 def test_check_finds_broken_lines(journal, capsys):
     assert main(["journal", "check", str(journal.folder)]) == 0
     assert "2 samples, 1 starts" in capsys.readouterr().out
@@ -63,11 +56,6 @@ def test_check_finds_broken_lines(journal, capsys):
 
 def test_a_sample_that_was_answered_again_counts_once(journal, capsys):
     journal.add({**SAMPLE, "key": "1", "doc_id": 1, "trace": {"updates": 3}, "error": None}, {"tokens": ["B"]})
-    assert main(["journal", "show", str(journal.folder)]) == 0
-    out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if "tiny" in line)
-    assert [cell.strip() for cell in row.split("│")][5:9] == ["2", "2", "0", "1"]
-    assert "failed" not in out
     assert main(["journal", "check", str(journal.folder)]) == 0
     assert "2 samples (1 more were replaced), 1 starts" in capsys.readouterr().out
 
@@ -78,10 +66,9 @@ def test_check_finds_lost_traces(journal, capsys):
     assert "1 samples have no trace" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("action", ["show", "check"])
-def test_a_folder_without_a_journal_is_a_mistake(tmp_path, capsys, action):
+def test_a_folder_without_a_journal_is_a_mistake(tmp_path, capsys):
     (tmp_path / "vreason_journal").mkdir()
-    assert main(["journal", action, str(tmp_path)]) == 2
+    assert main(["journal", "check", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"holds no journal (no .jsonl file): give {tmp_path / 'vreason_journal'}" in line
 
@@ -90,8 +77,9 @@ def test_pandas_exports_it(journal):
     """As docs/journal.md says, in place of a command of our own."""
     frame = pd.read_json(journal.path, lines=True).query("kind == 'sample'").drop_duplicates("key", keep="last")
     assert frame["thinking"].tolist() == ["a [red] one,\nthen <b>two</b>"] * 2
+    assert frame["error"].dropna().str["message"].tolist() == ["1.mp4: there is no such file"]
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys):
-    assert main(["journal", "show", str(tmp_path / "nowhere")]) == 2
+    assert main(["journal", "check", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
