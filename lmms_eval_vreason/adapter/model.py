@@ -114,7 +114,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             run.team.close()
             if run.team.rank == 0:
                 self._sum_up(run)
-            return [_result(run.text(index), run.ledger.records.get(index)) for index in range(len(requests))]
+            return [_result(run.ledger.records.get(index)) for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
@@ -192,8 +192,8 @@ def run_identity(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[s
     return identity
 
 
-def _result(text: str, record: dict[str, Any] | None) -> GenerationResult:
-    if record is None:
-        return GenerationResult(text)
+def _result(record: dict[str, Any] | None) -> GenerationResult:
+    if record is None:  # lmms-eval's padding.
+        return GenerationResult("")
     counts = record["tokens"]
-    return GenerationResult(text, TokenCounts(counts["input"], counts["output"], counts["thinking"]))
+    return GenerationResult(record["text"], TokenCounts(counts["input"], counts["output"], counts["thinking"]))

@@ -76,7 +76,7 @@ class Generator:
         setup, started = self.setup, time.perf_counter()
         if setup.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(setup.device)
-        with timed(setup.model.model.visual, setup.device) as vision:
+        with timed(setup.model.model.visual, setup.device) as vision_seconds:
             shared = self.prefixes.inputs(samples, media) if share else None
             inputs = shared or self.prefixes.unshared_inputs(samples, media)
             prompt_length = inputs.arguments["input_ids"].shape[1]
@@ -85,10 +85,11 @@ class Generator:
             result = method.generate(setup.model, **inputs.arguments, **call.arguments)
         self.prefixes.answered(samples)
         steps = result.traces[0]  # The batch's times are the same in each.
+        vision = sum(vision_seconds)
         seconds = {
             "generate": time.perf_counter() - started,
-            "vision": vision.seconds,
-            "prefill": inputs.prefix_seconds + steps.seconds_prefill - vision.seconds,
+            "vision": vision,
+            "prefill": inputs.prefix_seconds + steps.seconds_prefill - vision,
             "ordinary": steps.seconds_ordinary,
             "due": steps.seconds_due,
         }
