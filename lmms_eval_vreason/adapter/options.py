@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.method.config import VReason
@@ -55,12 +55,6 @@ class ModelOptions(OptionGroup):
     def _auto_n(cls, value: Any) -> Any:
         # lmms-eval's command also knows `auto:N`, to look for the size N times; ours never stops looking.
         return "auto" if isinstance(value, str) and value.partition(":")[0] == "auto" else value
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "ModelOptions":
-        if self.device_map and self.device == "cpu":
-            raise ValueError(f"device_map={self.device_map!r} does not go with device=cpu: leave one of them out")
-        return self
 
 
 @dataclass(frozen=True)
@@ -114,11 +108,11 @@ def parse_options(arguments: Mapping[str, Any]) -> Options:
         for room, kind in GROUPS.items()
     }
     options = Options(**groups, method=_parse_method(arguments), given=dict(arguments))
-    if options.model.device_map and options.method.compile == "on":
-        raise ValueError(
-            f"compile='on' does not go with device_map={options.model.device_map!r}: what moves tensors between "
-            "devices cannot be compiled. Leave one of them out"
-        )
+    # A map spreads the model over GPUs, and what moves tensors between devices cannot be compiled.
+    for name, value in (("device", options.model.device), ("compile", options.method.compile)):
+        if options.model.device_map and value in ("cpu", "on"):
+            placed = f"device_map={options.model.device_map!r}"
+            raise ValueError(f"{name}={value!r} does not go with {placed}: leave one of them out")
     return options
 
 
