@@ -10,7 +10,6 @@ from lmms_eval_vreason import __version__
 
 _ROOMS = (
     "lmms_eval_vreason.adapter.commands",
-    "lmms_eval_vreason.journal.commands",
     "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
