@@ -5,6 +5,7 @@ the text itself or its last line, where that is an answer and nothing more. A le
 mentions is never an answer: such a response has none.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -136,11 +137,11 @@ def _numbers(text: str) -> list[float]:
             sign, whole, above, below = fraction.groups()
             value = int(whole or 0) + int(above) / int(below)
             values.append(-value if sign else value)
+            position = fraction.end()
         else:
-            fraction = None
             values.append(float(_plain_number(found[0])))
-        position = (fraction or found).end()
-    return [value for value in values if abs(value) != float("inf")]
+            position = found.end()
+    return [value for value in values if math.isfinite(value)]
 
 
 def _plain_number(text: str) -> str:
