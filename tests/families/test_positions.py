@@ -295,7 +295,7 @@ def test_wrong_inputs_are_named(model):
         generate(**{**rows_of([TABLE[3][0], TABLE[1][0]]), "attention_mask": None})
     with pytest.raises(ValueError, match="attention_mask has the shape"):
         trained_positions(model.config, inputs["input_ids"], inputs["attention_mask"][:, 1:])
-    with pytest.raises(TypeError, match="not for qwen3"):
+    with pytest.raises(TypeError, match="not for qwen3: pass positions='transformers'"):
         trained_positions(Qwen3Config(), inputs["input_ids"])
 
 

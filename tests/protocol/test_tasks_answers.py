@@ -114,6 +114,11 @@ def test_a_marked_answer_may_go_on_after_one_letter(text: str, key: str | None) 
     assert choice(f"<answer>{text}</answer>") == key
 
 
+@pytest.mark.parametrize("text", ["blue square", "Blue; square!", "B. blue\nsquare", "B: 'blue square'"])
+def test_an_option_s_text_is_known_by_its_words(text: str) -> None:
+    assert parse_choice(split(text), {"A": "red, round", "B": "blue, square"}) == "B"
+
+
 @UNHURRIED
 @given(chain=CHAIN)
 @example("B " * 14)
@@ -254,6 +259,8 @@ def test_open_answers(answer: str) -> None:
 
 def test_open_answers_need_a_mark_or_one_short_line() -> None:
     assert parse_open(split("O(n²)")) == "O(n²)"
+    assert parse_open(split("It grows.\nAnswer: O(n²)")) == "O(n²)"
+    assert parse_open(split("It grows.\nO(n²)")) == "O(n²)"
     assert parse_open(split("It sorts first.\nThe answer is merge sort.")) == "merge sort."
     assert parse_open(split("on " * 12)) == ("on " * 12).strip()
     assert parse_open(split("on " * 13)) is None
