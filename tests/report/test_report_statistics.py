@@ -68,6 +68,8 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert (test.test, test.gained, test.lost, test.changed) == ("McNemar exact", 15, 4, 19)
     assert test.p == test.p_mcnemar == pytest.approx(stats.binomtest(4, 19).pvalue)
     assert test.interval.difference == pytest.approx(0.11)
+    assert (test.samples, test.clusters) == (100, 100)
+    assert test.parts.tolist() == ((second - first) / 100).tolist()
 
 
 def test_graded_scores_and_seeds_are_not_tested_by_mcnemar():
