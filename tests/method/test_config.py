@@ -1,6 +1,7 @@
 """What is allowed: every bad value is refused by name, and presets are changes of the defaults."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -41,6 +42,23 @@ def test_a_bad_value_is_named_with_what_is_allowed(name, value):
         assert all(choice in message for choice in CHOICES[name])
     else:
         assert "True or False" in message or "must be a number" in message or "is outside" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"policy": "explore"}, "policy='explore' is not one of switch, minimize, maximize, random, off"),
+        ({"refresh": 1}, "refresh=1 must be True or False"),
+        ({"learning_rate": True}, "learning_rate=True must be a number (float)"),
+        ({"update_every": 1.5}, "update_every=1.5 must be a number (int)"),
+        ({"learning_rate": -0.1}, "learning_rate=-0.1 is outside [0, inf)"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 is outside [0, 1)"),
+        ({"seed": 2**63}, f"seed={2**63} is outside [0, 9.22337e+18)"),
+    ],
+)
+def test_a_refusal_in_full(given, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        VReason(**given)
 
 
 def test_every_field_is_covered_here_and_checked():

@@ -24,9 +24,10 @@ def test_update_through_the_norm(norm):
     assert torch.allclose(gradient[0].transpose(0, 1), reference, rtol=1e-10)
 
 
-def test_values_of_zero_norm_stay_zero():
+@pytest.mark.parametrize("norm", ["head", "token", "cache", "none"])
+def test_values_of_zero_norm_stay_zero(norm):
     values, everywhere = torch.zeros(1, 2, 4, 8), torch.tensor([True])
-    shift = Shift(values, torch.ones(1, 4, dtype=torch.bool), VReason(learning_rate=0.1))
+    shift = Shift(values, torch.ones(1, 4, dtype=torch.bool), VReason(learning_rate=0.1, norm=norm))
     gradient = shift.gradient(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 8))
     shift.step(gradient, everywhere)
     assert not shift.moved().any()
