@@ -131,5 +131,7 @@ def _media_identity(media: Media) -> list[Any]:
     items = media.source if isinstance(media.source, list | tuple) else [media.source]
     pixels = hashlib.sha256()
     for item in items:
+        # The bytes alone would be those of another picture that is as large, and as black.
+        pixels.update(repr([getattr(item, name, None) for name in ("mode", "size", "shape")]).encode())
         pixels.update(item.tobytes() if hasattr(item, "tobytes") else repr(item).encode())
     return [*clip, pixels.hexdigest()]
