@@ -138,7 +138,7 @@ def journal_facts(table: pa.Table, method: Mapping[str, Any]) -> SteeringFacts:
         method: the run's hyperparameters, from the journal's first line.
     """
     records = table.select(["tokens", "seconds", "trace", "error"]).to_pylist()
-    return steering_facts(records, policy=method["policy"], update_every=method["update_every"])
+    return steering_facts(records, policy=method["policy"])
 
 
 def trace_arrays(table: pa.Table, name: str) -> tuple[Array, Array, Array]:
