@@ -9,7 +9,7 @@ import numpy as np
 
 from lmms_eval_vreason.journal.writer import Journal
 
-ARRAYS = ("tokens", "entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm")
+ARRAYS = ("tokens", "entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm", "changed")
 DATE = "20250101_120000"
 LETTERS = "ABCD"
 
