@@ -141,7 +141,7 @@ def entropy_figures(tokens: pd.DataFrame) -> dict[str, float]:
 def peaks(tokens: pd.DataFrame) -> pd.DataFrame:
     """One row a traced sample: ``token`` (from 1) at which the moving average peaks, and ``ema`` there, nats."""
     known = tokens["ema"].dropna()
-    return known.loc[known.groupby(known.index.droplevel("token")).idxmax()].reset_index()[["token", "ema"]]
+    return known.loc[known.groupby(level=list(range(known.index.nlevels - 1))).idxmax()].reset_index()[["token", "ema"]]
 
 
 def curve(tokens: pd.DataFrame, name: str, least: int | None = None) -> pd.DataFrame:
@@ -156,6 +156,6 @@ def curve(tokens: pd.DataFrame, name: str, least: int | None = None) -> pd.DataF
     Returns:
         ``mean``, its standard error ``sem`` and ``count`` of samples, indexed by token.
     """
-    least = max(2, tokens.index.droplevel("token").nunique() // 20) if least is None else least
     found = tokens[name].groupby(level="token").agg(["mean", "sem", "count"]).fillna({"sem": 0.0})
+    least = max(2, found["count"].max() // 20) if least is None else least
     return found[found["count"].ge(least).cummin()]

@@ -59,7 +59,6 @@ def read_run(argument: str) -> RunResults:
     notices: list[str] = []
     warnings: list[str] = []
     samples, results = read_samples(path, pattern, notices, warnings)
-    _refuse_twins(path, samples)
     journal = _matching_journal(path, results, set(samples["task"]), notices)
     samples = _with_journal(samples, journal)
     return RunResults(label, path, samples, _settings(results), journal, notices, warnings)
@@ -68,18 +67,23 @@ def read_run(argument: str) -> RunResults:
 def read_samples(
     path: Path, pattern: str, notices: list[str], warnings: list[str]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The samples of lmms-eval's own files, without a journal's columns, and the newest results file's content.
+    """The samples of lmms-eval's own files, without a journal's columns, and what the newest results file holds.
+
+    Its ``configs`` has the tasks of older results files as well.
 
     Raises:
         ValueError: as :func:`read_run`.
     """
     files = find_samples(path, notices, pattern)
     results = {file.results: read_json(file.results) for file in files if file.results}
-    frames = [_read_file(file, results.get(file.results, {}), notices, warnings) for file in files]
+    frames = [_read_file(file, results[file.results] if file.results else {}, notices, warnings) for file in files]
     samples = pd.concat(frames, ignore_index=True)
     if samples.empty:
         raise ValueError(f"{path} holds no sample with a numeric score")
-    return samples, results[max(results)] if results else {}
+    _refuse_twins(path, samples)
+    newest = results[max(results)] if results else {}
+    configs = {task: config for content in results.values() for task, config in content.get("configs", {}).items()}
+    return samples, newest | {"configs": configs}
 
 
 def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
