@@ -75,8 +75,8 @@ def read_samples(
         ValueError: as :func:`read_run`.
     """
     files = find_samples(path, notices, pattern)
-    results = {file.results: read_json(file.results) for file in files if file.results}
-    frames = [_read_file(file, results[file.results] if file.results else {}, notices, warnings) for file in files]
+    results = {file.results: read_json(file.results) for file in files if file.results.exists()}
+    frames = [_read_file(file, results.get(file.results, {}), notices, warnings) for file in files]
     samples = pd.concat(frames, ignore_index=True)
     if samples.empty:
         raise ValueError(f"{path} holds no sample with a numeric score")

@@ -86,12 +86,13 @@ def write_submission(contents: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _answered(samples: pd.DataFrame, configs: Mapping[str, Any], documents: Documents) -> Iterator[Answered]:
     """Every document of the tasks, in the dataset's order."""
-    for (task, part), own in samples.groupby(["task", "part"], sort=False):
+    for task in samples["task"].unique():
+        own = samples[samples["task"] == task]
         if task not in configs:
             raise ValueError(f"the samples of {task} have no results file beside them, which names the dataset")
         docs, texts = documents(configs[task]), own.set_index("doc_id")["text"]
         _refuse_incomplete(task, texts.index, len(docs))
-        yield from ((part, doc, texts[doc_id]) for doc_id, doc in enumerate(docs))
+        yield from ((own["part"].iat[0], doc, texts[doc_id]) for doc_id, doc in enumerate(docs))
 
 
 def _refuse_incomplete(task: str, answered: Iterable[int], expected: int) -> None:
