@@ -85,9 +85,8 @@ def read_journal(
     found = list(newest.values())
     samples = pd.DataFrame([_sample(line) for _, line in found], columns=_SAMPLE)
     stride = max(1, len(found) // max(traces, 1))
-    traces_of = ((row, with_trace(*found[row])["trace"] or {}) for row in range(0, len(found), stride))
-    frames = {row: trace_frame(trace) for row, trace in traces_of if trace.get("entropy")}
-    tokens = pd.concat(frames, names=["sample"]) if frames else pd.DataFrame()
+    traced = {row: with_trace(*found[row])["trace"] or {} for row in range(0, len(found), stride)}
+    tokens = trace_frame({row: trace for row, trace in traced.items() if trace.get("entropy")})
     facts = steering_facts((line for _, line in found), policy=method["policy"], update_every=method["update_every"])
     return JournalTables(samples, tokens, facts if found else None)
 
@@ -107,11 +106,18 @@ def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def trace_frame(trace: Mapping[str, Any]) -> pd.DataFrame:
-    """A sample's trace as a frame indexed by token (from 1), with the columns of ``JournalTables.tokens``."""
-    unknown = [None] * len(trace["entropy"])
-    columns = {name: np.array(trace.get(name, unknown), dtype=float) for name in _TRACE}
-    frame = pd.DataFrame(columns, index=pd.RangeIndex(1, len(unknown) + 1, name="token"))
+def trace_frame(traces: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    """The ``tokens`` of :class:`JournalTables`, of each sample's trace; empty without a trace."""
+    if not traces:
+        return pd.DataFrame()
+    lengths = {sample: len(trace["entropy"]) for sample, trace in traces.items()}
+    places = [(sample, token) for sample, length in lengths.items() for token in range(1, length + 1)]
+    index = pd.MultiIndex.from_tuples(places, names=["sample", "token"])
+    columns = {
+        name: [np.array(trace.get(name, [None] * lengths[sample]), dtype=float) for sample, trace in traces.items()]
+        for name in _TRACE
+    }
+    frame = pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}, index=index)
     # An update acts on the token that is then chosen.
     return frame.assign(chosen_from=frame["entropy"] + frame["entropy_change"].fillna(0.0))
 

@@ -106,7 +106,7 @@ def sample_page(record: Mapping[str, Any], title: str, image: Path) -> str:
         title: from :func:`sample_title`.
         image: its figure's PNG file.
     """
-    entropy = trace_frame(record["trace"])["chosen_from"]
+    entropy = _trace(record)["chosen_from"]
     tokens = list(zip(record["trace"]["tokens"], entropy, strict=False))
     about = {"prompt": record["prompt"].strip(), "tokens": tokens, "highest": max(entropy.max(), 1e-3)}
     return render("sample.html", title=title, image=as_data_url(image), **about)
@@ -116,6 +116,11 @@ def sample_title(record: Mapping[str, Any], verdict: Verdict | None = None) -> s
     """Which sample it is, its answer, and what the samples file says of it."""
     parts = [f"{record['task']}, document {record['doc_id']}", f"answer: {_short(record['answer'])}"]
     return " · ".join([*parts, *([str(verdict)] if verdict else [])])
+
+
+def _trace(record: Mapping[str, Any]) -> pd.DataFrame:
+    """The sample's trace, indexed by token (from 1)."""
+    return trace_frame({0: record["trace"]}).reset_index("sample", drop=True)
 
 
 def _short(text: str) -> str:
@@ -129,7 +134,7 @@ def sample_figure(record: Mapping[str, Any], title: str) -> Figure:
         figure.suptitle(title, fontsize=10)
         frames, *panels = figure.subplots(5, height_ratios=(1.0, 1.7, 0.9, 1.0, 1.0))
         _draw_frames(frames, record["media"])
-        _draw_traces(panels, trace_frame(record["trace"]))
+        _draw_traces(panels, _trace(record))
         reason = f" (not steered: {record['trace']['note']})" if record["trace"]["note"] else ""
         panels[-1].set_xlabel(f"Generated token{reason}")
         figure.align_ylabels()
