@@ -16,7 +16,7 @@ _ROOMS = (
 )
 # What a plain install may lack: the modules that each extra brings, and the commands that need the extra.
 EXTRAS = {
-    "report": ("jinja2", "matplotlib", "pandas", "pyarrow", "rich", "scipy", "statsmodels"),
+    "report": ("jinja2", "matplotlib", "pandas", "scipy", "statsmodels"),
     "bench": ("pandas", "tabulate", "tokenizers"),
 }
 _EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "submit"), "report"), "bench": "bench"}

@@ -148,7 +148,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         for line in run.ledger.failures():
             logger.warning(line)
         method = self.options.method
-        facts = steering_facts(run.ledger.everybody, policy=method.policy, update_every=method.update_every)
+        facts = steering_facts(run.ledger.everybody, policy=method.policy)
         logger.info(steering_line(facts))
         if warning := steering_warning(facts):
             logger.warning(warning)

@@ -177,20 +177,16 @@ def test_a_second_run_at_once_is_refused_and_a_dead_one_is_not_in_the_way(tmp_pa
     Journal(tmp_path, RUN)
 
 
-def test_a_run_is_told_how_its_settings_differ_from_those_of_all_answers(tmp_path):
-    def opened(settings, started):
-        return Journal(tmp_path, {"run": digest(settings), "settings": settings, "started": started})
-
+def test_why_a_known_sample_is_not_answered_by_the_journal(tmp_path):
+    who = {"task": "videomme", "split": "test", "doc_id": 0, "repeat": 0}
     settings = {"dtype": "float32", "method": {"learning_rate": 0.01, "policy": "switch"}}
-    other = {**settings, "method": {"learning_rate": 0.5, "policy": "switch"}}
-    journal = opened(settings, "2026-01-01")
-    assert journal.other_settings == ""
-    journal.add(sample("a", error={"type": "MediaError", "message": "gone"}))
-    assert opened(other, "2026-01-02").other_settings == ""  # Nothing was answered yet.
-    journal.add(sample("b"))
-    journal.close()
-    last = opened(other, "2026-01-03")
-    assert last.other_settings == "learning_rate=0.01"
-    last.add(sample("c"))
-    assert opened({**settings, "dtype": "float16"}, "2026-01-04").other_settings == "dtype=float32, learning_rate=0.5"
-    assert opened(settings, "2026-01-05").other_settings == ""
+    journal = Journal(tmp_path, {"run": digest(settings), "settings": settings})
+    journal.add(sample("a", **who))
+    journal.add(sample("b", **{**who, "doc_id": 1}, error={"type": "MediaError", "message": "gone"}))
+    same = Journal(tmp_path, {"run": digest(settings), "settings": settings})
+    assert same.why_not("b", {**who, "doc_id": 1}) == "failed before"
+    assert "another prompt, media file or generation setting" in same.why_not("c", who)
+    assert same.why_not("d", {**who, "doc_id": 2}) == ""
+    settings = {"dtype": "float32", "method": {"learning_rate": 0.5, "policy": "switch"}}
+    other = Journal(tmp_path, {"run": digest(settings), "settings": settings})
+    assert other.why_not("e", who) == "were made with other settings: learning_rate=0.01"
