@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmms_eval_vreason.bench.fixture import FRAMES, TASK, Fixture
-from lmms_eval_vreason.journal.files import FOLDER, read_records
+from lmms_eval_vreason.journal.files import FOLDER, latest_samples, read_records
 from lmms_eval_vreason.report.files import read_json, read_json_lines
 
 _LOG_LINES = 25
@@ -85,7 +85,8 @@ def execute(row: Row, setup: Setup) -> Measurement:
         line, env = command(row, setup, output), _environment(setup)
         subprocess.run(line, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False)
     try:
-        return read_measurement(output, samples=setup.fixture.samples, tokens=setup.tokens)
+        samples = setup.fixture.videos * setup.fixture.questions
+        return read_measurement(output, samples=samples, tokens=setup.tokens)
     except ValueError as error:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
         raise ValueError(f"{row.label}: {error}. The end of its log:\n{end}") from error
@@ -100,18 +101,21 @@ def read_measurement(output: Path, *, samples: int, tokens: int) -> Measurement:
         tokens: How many each has to have. Times of unequal work are no ratio.
 
     Raises:
-        ValueError: Something is missing, or a sample has another number of tokens, as a failed one has.
+        ValueError: Something is missing, or a sample failed or has another number of tokens.
     """
     probe_file, files = output / "probe.json", sorted(output.rglob(f"*_samples_{TASK}.jsonl"))
     if not probe_file.exists() or len(files) != 1:
         raise ValueError("the run did not finish")
     answers = list(read_json_lines(files[0], []))
+    probe, journal = read_json(probe_file), output / FOLDER
+    records = list(latest_samples(read_records(journal)).values()) if journal.exists() else []
+    if failed := [record["error"]["message"] for record in records if record["error"] is not None]:
+        raise ValueError(f"{len(failed)} samples failed, the first with: {failed[0]}")
     made = {count["output_tokens"] for sample in answers for count in sample["token_counts"]}
     if len(answers) != samples or made != {tokens}:
         raise ValueError(f"it answered {len(answers)} of {samples} samples, with {sorted(made)} tokens for {tokens}")
-    probe, journal = read_json(probe_file), output / FOLDER
     # On CUDA our class measures each batch anew, and the probe sees the last one.
-    peaks = [record["peak_memory_bytes"] or 0 for record in read_records(journal)] if journal.exists() else []
+    peaks = [record["peak_memory_bytes"] or 0 for record in records]
     texts = {sample["doc_id"]: str(sample["filtered_resps"]) for sample in answers}
     return Measurement(probe["seconds"], max([probe["peak_bytes"], *peaks]), texts)
 

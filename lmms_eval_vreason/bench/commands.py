@@ -17,7 +17,7 @@ _DEFAULTS: dict[str, tuple[Any, Any]] = {
     "attention": ("sdpa", None),
     "video_tokens": ([256], [400]),
     "batch": ([1], [1, 4, 8]),
-    "tokens": (8, 128),
+    "tokens": (32, 128),
     "rounds": (25, 5),
     "output": ("vreason_bench.json", "vreason_end_to_end.json"),
     "compiled": (False, _UNUSED),
@@ -80,10 +80,10 @@ def add_commands(subparsers: "Subparsers") -> None:
     add("--attention", choices=attentions, help="default sdpa; end to end flash attention if there is one")
     add("--video-tokens", **several, help="video tokens of each sample (256; end to end one number, about 400)")
     add("--batch", **several, help="samples decoded together (1; end to end, in our rows, 1,4,8)")
-    add("--tokens", **count, help="tokens timed in each run (8), or end to end generated for each sample (128)")
+    add("--tokens", **count, help="tokens timed in each run (32), or end to end generated for each sample (128)")
     add("--rounds", **count, help="runs of each row (25; end to end 5)")
     add("--threads", **count, default=1, help="CPU threads (%(default)s)")
-    add("--only", metavar="TEXT", help="only the baselines and the rows whose name contains TEXT")
+    add("--only", nargs="+", default=[""], metavar="TEXT", help="only the baselines and rows with a TEXT in their name")
     add("--output", metavar="FILE", help="JSON file (vreason_bench.json, vreason_end_to_end.json)")
     add = bench.add_argument_group("decoding steps").add_argument
     add("--compiled", action="store_true", default=None, help="add compiled steps over a static cache")

@@ -50,16 +50,8 @@ class Fixture:
         """Video tokens of one prompt."""
         return (self.side // CELL) ** 2 * FRAMES // 2
 
-    @property
-    def samples(self) -> int:
-        return self.videos * self.questions
-
     def write(self, shape: Sizes, device: str) -> "Fixture":
-        """Writes the videos, the task and a checkpoint of this shape, whose weights are made on ``device``.
-
-        Raises:
-            ValueError: The shape's vocabulary is smaller than the tokenizer's.
-        """
+        """Writes the videos, the task and a checkpoint of this shape, whose weights are made on ``device``."""
         shutil.copytree(_TASK_FILES, self.folder / "task", ignore=shutil.ignore_patterns("__pycache__"))
         documents = []
         for index in tqdm(range(self.videos), desc="making videos", unit="video", leave=False):
@@ -89,8 +81,6 @@ def _save_checkpoint(folder: Path, shape: Sizes, device: str) -> None:
     """
     processor = build_processor()
     tokenizer = processor.tokenizer
-    if shape.vocabulary < len(tokenizer):
-        raise ValueError(f"a vocabulary of {shape.vocabulary} is too small for the tokenizer's {len(tokenizer)} tokens")
     config = build_config(tokenizer, shape)
     model = with_random_weights(config, device=device, dtype=torch.bfloat16)
     # A logit of 0 is never the highest of a thousand random ones. Past the tokenizer's end there is no text to score.

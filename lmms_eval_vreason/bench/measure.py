@@ -69,16 +69,14 @@ def seconds_per_token(variant: Variant, stage: Stage) -> float:
     return (stamps.times[1] - stamps.times[0]) / stage.tokens
 
 
-def gated(variant: Variant, stage: Stage) -> Variant:
-    """The variant with ``min_entropy`` at the quantile of plain ``generate``'s entropies that ``passing`` asks for."""
-    if variant.method is None or variant.passing is None:
-        return variant
+def gated(variant: Variant, stage: Stage, passing: float) -> Variant:
+    """The variant with a ``min_entropy`` that the share ``passing`` of plain ``generate``'s own tokens reach."""
     plain = Variant("", VReason(policy="off", compile="off"))
     traces = stage.generate(plain, stage.tokens + 1).traces
     entropies = np.concatenate([trace.entropy[1:] for trace in traces])
     # Of two entropies around the quantile the lower one, which passes too.
-    gate = float(np.quantile(entropies, 1 - variant.passing, method="lower"))
-    return replace(variant, method=replace(variant.method, min_entropy=gate))
+    gate = float(np.quantile(entropies, 1 - passing, method="lower"))
+    return replace(variant, method=replace(variant.method or VReason(), min_entropy=gate))
 
 
 def updated_share(variant: Variant, stage: Stage) -> float:

@@ -10,7 +10,6 @@ import resource
 import runpy
 import sys
 import time
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ def watch_class(kind: Any, settings: dict[str, Any]) -> None:
 
     inner = kind.generate_until
 
-    @wraps(inner)
     def generate_until(self: Any, requests: list[Any]) -> Any:
         model, dtype = self._model, getattr(torch, settings["dtype"])
         if model.dtype != dtype:
@@ -52,18 +50,9 @@ def peak_resident_bytes() -> int:
 
 
 def main() -> None:
-    settings = json.loads(sys.argv[1])
-    import lmms_eval.models
+    from lmms_eval.models import get_model
 
-    get_model = lmms_eval.models.get_model
-
-    @wraps(get_model)
-    def watched_model(*args: Any, **kwargs: Any) -> Any:
-        kind = get_model(*args, **kwargs)
-        watch_class(kind, settings)
-        return kind
-
-    lmms_eval.models.get_model = watched_model
+    watch_class(get_model(sys.argv[sys.argv.index("--model") + 1]), json.loads(sys.argv[1]))
     sys.argv = [sys.argv[0], *sys.argv[2:]]
     # As the command itself, so that our model class behaves as in `python -m lmms_eval`.
     runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)

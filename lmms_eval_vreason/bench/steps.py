@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -44,51 +45,39 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _measured(rows: list[Variant], stage: Stage, rounds: int) -> list[dict[str, Any]]:
     """One record a row."""
-    rows = [gated(row, stage) for row in rows]
+    rows = [row if row.passing is None else gated(row, stage, row.passing) for row in rows]
+    # The first run of each is not timed.
+    updated = {row.name: updated_share(row, stage) for row in tqdm(rows, desc="warming up", file=sys.stderr)}
     timings = _rounds(rows, stage, rounds)
     stage.prompt.kept.clear()
     short = replace(stage, tokens=_CYCLE + 1)
-    peaks = {row.name: peak_bytes(row, short) for row in tqdm(rows, desc="memory", file=sys.stderr)}
+    peaks = {row.name: peak_bytes(row, short) / 1e6 for row in tqdm(rows, desc="memory", file=sys.stderr)}
     records = []
     for row in rows:
-        own = timings[timings["name"] == row.name]
-        ratios = own["seconds"] / own["plain"]
-        records.append(
-            {
-                "name": row.name,
-                "base": row.baseline,
-                "min_entropy": None if row.method is None else row.method.min_entropy,
-                "updated": updated_share(row, stage),
-                "milliseconds_per_token": own["seconds"].median() * 1e3,
-                "ratio": ratios.median(),
-                "ratio_quartiles": ratios.quantile([0.25, 0.75]).tolist(),
-                "seconds_per_token": own["seconds"].tolist(),
-                "seconds_per_token_of_plain_around": own["plain"].tolist(),
-                "peak_megabytes": peaks[row.name] / 1e6,
-                "peak_ratio": peaks[row.name] / peaks[row.baseline],
-                "megabytes_over_plain": (peaks[row.name] - peaks[row.baseline]) / 1e6,
-            }
-        )
+        seconds, plain = zip(*timings[row.name], strict=True)
+        ratios = pd.Series(seconds) / pd.Series(plain)
+        record = {"name": row.name, "base": row.baseline, "updated": updated[row.name], "ratio": ratios.median()}
+        record |= {"ratio_quartiles": ratios.quantile([0.25, 0.75]).tolist(), "seconds_per_token": seconds}
+        record |= {"seconds_per_token_of_plain_around": plain, "milliseconds_per_token": 1e3 * median(seconds)}
+        record |= {"peak_megabytes": peaks[row.name], "peak_ratio": peaks[row.name] / peaks[row.baseline]}
+        record |= {"megabytes_over_plain": peaks[row.name] - peaks[row.baseline]}
+        records.append(record | {"min_entropy": row.method.min_entropy if row.method else None})
     return records
 
 
-def _rounds(rows: list[Variant], stage: Stage, rounds: int) -> pd.DataFrame:
-    """Every variant in every round, in a new random order each time, after one untimed run each.
+def _rounds(rows: list[Variant], stage: Stage, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Every variant in every round, in a new random order each time.
 
     A run stands between two of plain ``generate`` (of the same kind), and its ratio is to their mean: other work that
     slows the machine for a while slows all three.
 
     Returns:
-        A line for each run: its variant's ``name``, its ``seconds`` a token, and as ``plain`` those of the runs around
-        it.
+        Name → for each run its seconds a token, and those of the runs around it.
     """
     order, shuffle, plain = list(rows), random.Random(0), {row.name: row for row in rows if row.method is None}
-    timings = []
-    with tqdm(total=(rounds + 1) * len(rows), desc="timing", unit="run", file=sys.stderr) as bar:
-        for row in order:
-            seconds_per_token(row, stage)
-            bar.update()
-        last: tuple[str, float] = ("", 0.0)
+    timings: dict[str, list[tuple[float, float]]] = {row.name: [] for row in rows}
+    last: tuple[str, float] = ("", 0.0)
+    with tqdm(total=rounds * len(rows), desc="timing", unit="run", file=sys.stderr) as bar:
         for _ in range(rounds):
             shuffle.shuffle(order)
             for row in order:
@@ -96,16 +85,16 @@ def _rounds(rows: list[Variant], stage: Stage, rounds: int) -> pd.DataFrame:
                 before = last[1] if last[0] == base.name else seconds_per_token(base, stage)
                 mine = seconds_per_token(row, stage)
                 last = (base.name, seconds_per_token(base, stage))
-                timings.append({"name": row.name, "seconds": mine, "plain": (before + last[1]) / 2})
+                timings[row.name].append((mine, (before + last[1]) / 2))
                 bar.update()
-    return pd.DataFrame(timings)
+    return timings
 
 
 def show(report: dict[str, Any]) -> None:
     """Prints the table and, for several numbers of video tokens, each row's growth with them."""
     shape, settings, rows = report["shape"], report["settings"], report["variants"]
     whole = SHAPES[shape["name"]].layers
-    cut = "" if shape["layers"] == whole else f" (the last of {whole}: a whole model's ratios are lower)"
+    cut = "" if shape["layers"] == whole else f" of {whole} (with all of them the ratios are lower)"
     print(
         f"shape {shape['name']}: {shape['layers']} layers{cut}; {settings['dtype']}, {settings['attention']}\n"
         f"{machine_line(report)}\n"
