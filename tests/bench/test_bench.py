@@ -1,8 +1,12 @@
 """The benchmark: its shapes, its variants, its measures and the command."""
 
 import json
+import os
 import resource
+import shlex
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from lmms_eval_vreason.bench.sizes import SHAPES, VIDEO_TOKEN, Prompt, random_mo
 from lmms_eval_vreason.bench.stack import on_roomy_stack
 from lmms_eval_vreason.bench.steps import show
 from lmms_eval_vreason.bench.variants import Variant, variants
-from lmms_eval_vreason.cli import main
+from lmms_eval_vreason.cli import build_parser, main
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.shapes.architecture import Sizes, build_config
 from lmms_eval_vreason.shapes.vocabulary import build_tokenizer
@@ -287,3 +291,20 @@ def test_numbers_of_the_command_line(value, capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--rounds", value])
     assert "must be a whole number, at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_gpu_script_gives_commands_that_exist(device, tmp_path):
+    """Each call is written down by a stand-in, and the real parser takes it."""
+    stand_in = tmp_path / "vreason"
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/calls\n')
+    stand_in.chmod(0o755)
+    script = Path(__file__).parents[2] / "docs" / "gpu.sh"
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DEVICE": device}
+    subprocess.run(["sh", script, tmp_path / "figures"], env=env, check=True, capture_output=True)
+    calls = [build_parser().parse_args(shlex.split(line)) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert {(args.shape, args.device) for args in calls} == {("7b", device)}
+    assert [Path(args.output).name for args in calls] == ["steps.json", "growth.json", "end_to_end.json"]
+    assert [args.end_to_end for args in calls] == [False, False, True]
+    assert [args.compiled for args in calls] == [True if device == "cuda" else None, None, None]
+    assert calls[1].video_tokens == [256, 1024, 4096, 16384]

@@ -221,5 +221,5 @@ def test_a_whole_run(tmp_path, capsys):
     assert ours["ratio_stock"] == pytest.approx([theirs / own] * 3)
     assert ours["ratio_off"] is None
     printed = capsys.readouterr()
-    assert "| ours, V-Reason " in printed.out
+    assert "| ours, V-Reason, batch 2, float32 " in printed.out
     assert "round 1 of 1, " in printed.err
