@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForImageTextToText, LogitsProcessor, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.bench import steps
 from lmms_eval_vreason.bench.measure import Stage, gated, peak_bytes, seconds_per_token, updated_share
 from lmms_eval_vreason.bench.sizes import SHAPES, VIDEO_TOKEN, Prompt, random_model, shape_of
 from lmms_eval_vreason.bench.stack import on_roomy_stack
-from lmms_eval_vreason.bench.steps import show
 from lmms_eval_vreason.bench.variants import Variant, variants
 from lmms_eval_vreason.cli import build_parser, main
 from lmms_eval_vreason.engines.hf.upstream import CACHE
@@ -254,6 +254,20 @@ def test_command(tmp_path, capsys):
     assert {"cpu", "torch", "transformers"} <= set(report["machine"])
 
 
+def test_a_ratio_is_to_the_plain_runs_around_it(model, prompt, monkeypatch):
+    """Plain ``generate`` gets slower from run to run, and so does the variant between."""
+    clock = iter(range(1, 100))
+    monkeypatch.setattr(
+        steps, "seconds_per_token", lambda row, stage: next(clock) * (1.0 if row.method is None else 3.0)
+    )
+    timings = steps._rounds(variants(False, ["default"]), Stage(model, prompt, 8), 4)
+    for mine, plain in timings["default"]:
+        assert mine == pytest.approx(3 * plain)
+    for mine, plain in timings["plain generate"]:
+        assert mine == pytest.approx(plain)
+    assert [len(runs) for runs in timings.values()] == [4, 4]
+
+
 def test_growth_is_printed_as_the_overheads_share(capsys):
     figures = {"batch": 1, "updated": 0.5, "milliseconds_per_token": 2, "ratio_quartiles": [1, 1]}
     figures |= {"peak_megabytes": 1, "peak_ratio": 1, "megabytes_over_plain": 0}
@@ -262,7 +276,7 @@ def test_growth_is_printed_as_the_overheads_share(capsys):
     machine = {"cpu": "a CPU", "torch": "2", "transformers": "5", "lmms-eval": "0", "python": "3"}
     settings |= {"device": "cpu", "threads": 1}
     shape = {"name": "tiny", "layers": 4}
-    show({"variants": rows, "settings": settings, "machine": machine, "shape": shape, "clock": "CPU time"})
+    steps.show({"variants": rows, "settings": settings, "machine": machine, "shape": shape, "clock": "CPU time"})
     printed = capsys.readouterr().out
     assert "shape tiny: 4 layers; " in printed
     assert "default, batch 1: 5.0%, 4.2%; within 0.8%" in printed
