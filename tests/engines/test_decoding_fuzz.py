@@ -38,9 +38,9 @@ METHODS = st.fixed_dictionaries(
         "update_every": st.integers(1, 4),
         "refresh": st.booleans(),
         "ema_decay": st.sampled_from([0.0, 0.5, 0.98]),
-        "optimizer": st.sampled_from(["adam", "sgd"]),
+        "optimizer": st.sampled_from(["adam", "sgd", "nsgd"]),
         "steps_per_update": st.integers(1, 2),
-        "norm": st.sampled_from(["head", "token", "none"]),
+        "norm": st.sampled_from(["head", "token", "cache", "none"]),
         "rounding": st.sampled_from(["stochastic", "nearest"]),
         "min_entropy": st.sampled_from([0.0, 1e-4, 2.0]),
         "seed": st.integers(0, 5),
@@ -54,6 +54,7 @@ SAMPLING = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=4),
     method=METHODS,
@@ -67,6 +68,7 @@ SAMPLING = st.sampled_from(
 )
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 def test_any_method_on_any_input(models, samples, method, head, lite, sampling, dtype, attention, cache, tokens):
+    """Slow for its 200 examples, each of which is decoded three times."""
     model, inputs = models[dtype, attention], batch(samples, dtype)
     method |= dict(zip(("objective", "head_topk"), head, strict=True))
     call = {**inputs, **sampling, "max_new_tokens": tokens, "cache_implementation": cache}
