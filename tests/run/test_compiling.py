@@ -104,9 +104,8 @@ def in_the_run(methods):
     return [mode for mode, _, tokens in methods if tokens == SETTINGS["max_new_tokens"]]
 
 
-@pytest.mark.slow
 def test_prompts_of_mixed_lengths_are_served_by_the_trials_graphs(run, methods, monkeypatch):
-    """The trial compiles; the run after it does not, whatever its prompts' lengths. Slow for the trial."""
+    """The trial compiles; the run after it does not, whatever its prompts' lengths."""
     graphs = []
     answer = Generator._answer
 
@@ -126,9 +125,8 @@ def test_prompts_of_mixed_lengths_are_served_by_the_trials_graphs(run, methods, 
     assert results == run(compile="off")[0]
 
 
-@pytest.mark.slow
 def test_only_full_batches_are_compiled(run, methods):
-    """Their questions share the starts of their prompts, whose caches go on in compiled steps. Slow for the trial."""
+    """Their questions share the starts of their prompts, whose caches go on in compiled steps."""
     results, auto = run(batch_size=2)
     assert auto.batch == 2
     assert in_the_run(methods) == ["on", "on", "auto"]
