@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(JournalError, match="no such journal"):
         journal_files(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(JournalError, match="empty: holds no journal .*: give the folder that a run wrote"):
+    with pytest.raises(JournalError, match=r"empty: holds no journal .*: give the folder that a run wrote"):
         journal_files(tmp_path / "empty")
 
 
@@ -152,9 +152,7 @@ def test_a_sample_is_finished_only_when_both_of_its_lines_are_there(tmp_path, lo
 def test_a_journal_of_another_version_is_refused(tmp_path):
     (tmp_path / "old-rank0.jsonl").write_text('{"kind": "run", "version": 1, "run": "ab"}\n')
     for read in (lambda: list(read_records(tmp_path)), lambda: Journal(tmp_path, RUN)):
-        with pytest.raises(
-            JournalError, match=r"old-rank0\.jsonl: is a journal of version 1, .* version 2\. Move it a"
-        ):
+        with pytest.raises(JournalError, match=r"old-rank0\.jsonl: is a journal of version 1, .* version 2\. Move"):
             read()
 
 
