@@ -9,7 +9,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("kl_p_u", "kl_u_p"),
     "optimizer": ("adam", "sgd", "nsgd"),
     "norm": ("head", "token", "cache", "none"),
-    "rounding": ("stochastic", "nearest"),
     "prune_score": ("value_norm", "key_norm", "mean_value_norm", "random"),
     "compile": ("auto", "on", "off"),
 }
@@ -65,9 +64,6 @@ class VReason:
         norm: Over what the update preserves the norm of V: ``head`` (per token and KV head, over head_dim; ours),
             ``token`` (per token, over all KV heads), ``cache`` (one norm for all of a sample's video, as the paper's
             figure can be read) or ``none`` (V + ΔV as it is).
-        rounding: How V_new is rounded to a bfloat16 cache. ``stochastic`` keeps, on average, steps that are smaller
-            than the cache's spacing; ``nearest`` loses them until they add up in ΔV, which is float32 either way. Other
-            dtypes are rounded to nearest. Ours.
         min_entropy: Nats; below it an update is skipped and costs next to nothing. At 0 a dead gradient would move ΔV
             on old momentum alone. Ours.
         head_topk: At most this many of the likeliest tokens take part in an update, in its gradient and its refreshed
@@ -80,7 +76,7 @@ class VReason:
             layer, ``mean_value_norm`` the mean over layers, ``random`` a control. Ours (the paper says "norm").
         compile: Compiled decoding over a static cache: ``on``, ``off``, or ``auto``, where transformers compiles. In a
             run of lmms-eval ``auto`` measures what is faster. Ours.
-        seed: Seed of the ``random`` policy, the ``random`` prune score and stochastic rounding.
+        seed: Seed of the ``random`` policy and the ``random`` prune score.
 
     Raises:
         ValueError: A value of the wrong type, outside its range, or a combination that cannot work.
@@ -99,7 +95,6 @@ class VReason:
     beta2: float = 0.999
     steps_per_update: int = 1
     norm: str = "head"
-    rounding: str = "stochastic"
     min_entropy: float = 1e-4
     head_topk: int = 1024
     head_tail: float = 0.01

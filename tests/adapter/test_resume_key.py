@@ -70,7 +70,6 @@ DECISIONS = {
     "optimizer": ("sgd", True),
     "steps_per_update": (2, True),
     "norm": ("token", True),
-    "rounding": ("nearest", True),
     "min_entropy": (0.01, True),
     "head_topk": (64, True),
     "head_tail": (0.1, True),

@@ -25,7 +25,6 @@ BAD = {
     "norm": ["head_dim", True],
     "min_entropy": [-1e-9, float("inf"), None],
     "head_topk": [-1, 1.0],
-    "rounding": ["up", None],
     "prune_ratio": [1.0, -0.5, False],
     "prune_score": ["attention"],
     "compile": [True, "yes"],
