@@ -31,8 +31,8 @@ ARRAYS = {
 
 def trace(**changes) -> Trace:
     arrays = {name: np.array(changes.pop(name, ARRAYS[name]), "float32") for name in COLUMNS}
-    counts = {"updates": 3, "peak_index": 1, "video_tokens": 7, "note": "a note"}
-    return Trace(**arrays, **counts, seconds_prefill=1.0, seconds_ordinary=1.0, seconds_due=1.0)
+    counts = {"updates": 3, "peak_index": 1, "video_tokens": 7, "steps_ordinary": 0, "steps_due": 3}
+    return Trace(**arrays, **counts, seconds_prefill=1.0, seconds_ordinary=1.0, seconds_due=1.0, note="a note")
 
 
 def question(**options) -> Question:
@@ -104,13 +104,16 @@ def test_a_trace_in_a_few_numbers():
         "last_shift": 0.123457,
         "lowering": {"updates": 2, "entropy_change": -0.75},
         "raising": {"updates": 1, "entropy_change": 0.25},
+        "refreshed": {"updates": 3, "entropy": 1.16667, "absolute_change": 0.583333, "changed": 1},
         "note": "a note",
     }
     unknown = trace_summary(trace(entropy_change=[NAN, -0.5, NAN, NAN]))
     assert unknown["lowering"] == {"updates": 1, "entropy_change": -0.5}
     assert unknown["raising"] == {"updates": 0, "entropy_change": None}
+    assert unknown["refreshed"] == {"updates": 1, "entropy": 2, "absolute_change": 0.5, "changed": 1}
     empty = trace_summary(trace(**{name: [] for name in COLUMNS}))
     assert (empty["last_shift"], empty["lowering"]["updates"]) == (None, 0)
+    assert empty["refreshed"] == {"updates": 0, "entropy": None, "absolute_change": None, "changed": 0}
 
 
 def test_a_trace_token_by_token():
