@@ -81,7 +81,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_a_shift_that_is_not_kept_needs_the_refresh():
-    with pytest.raises(ValueError, match="keep_shift=False needs refresh=True"):
+    with pytest.raises(ValueError, match=r"^keep_shift=False needs refresh=True"):
         VReason(keep_shift=False, refresh=False)
 
 

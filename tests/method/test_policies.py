@@ -87,6 +87,7 @@ def test_average_ignores_an_entropy_that_is_not_finite():
     ema, peak = moving_average(ema, peak, torch.tensor([torch.nan, 4.0]), 0.5)
     assert ema.tolist() == peak.tolist() == [0.5, 2.5]
     assert moving_average(ema, peak, torch.tensor([0.0, torch.inf]), 0.5)[1].tolist() == [0.5, 2.5]
+    assert moving_average(ema, peak, torch.ones(2, dtype=torch.float64), 0.5)[0].dtype == torch.float32
 
 
 def test_the_weights_of_the_average():

@@ -89,6 +89,35 @@ def test_a_step_by_its_definition(norm):
     assert shift.relative()[0] == 0
 
 
+@pytest.mark.parametrize(("keep_shift", "written"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_half_precision_goes_into_the_cache_alone(keep_shift, written):
+    """ΔV and its gradient are float32, from half-precision inputs as from their float32 copies."""
+    values = torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    p, upstream = torch.rand(1, 2, 3, 4).bfloat16(), torch.randn(1, 2, 3, 8).bfloat16()
+    for norm in ("head", "token", "cache", "none"):
+        method = VReason(norm=norm, keep_shift=keep_shift)
+        half, full = (Shift(v, torch.ones(1, 4, dtype=torch.bool), method) for v in (values, values.float()))
+        gradient = half.gradient(p, upstream)
+        assert gradient.dtype == half.turns.dtype == torch.float32
+        assert torch.equal(gradient, full.gradient(p.float(), upstream.float()))
+        assert half.moved().dtype == written
+
+
+@pytest.mark.parametrize("norm", ["head", "token", "cache", "none"])
+@pytest.mark.parametrize("tokens", [2, 4])
+def test_what_grows_with_the_prompt_is_named_with_its_dimension(norm, tokens):
+    video = torch.zeros(2, 9, dtype=torch.bool)
+    video[:, 3 : 3 + tokens] = True
+    shift = Shift(torch.randn(2, 2, 9, 8), video, VReason(norm=norm, beta1=0.5))
+    before, *wide = shift.by_window()
+    assert (before[0].shape, before[1]) == ((5, 0), 0)  # The window's place, and two.
+    assert {tensor.shape[dimension] for tensor, dimension in wide} == {tokens}
+    named = {id(tensor) for tensor, _ in wide}
+    state = [shift.video, shift.original, shift.turns, shift.unit, shift.norm.video, *shift.optimizer.state()[:2]]
+    state += [shift.norm.length] if norm in ("head", "token") else []
+    assert named == {id(tensor) for tensor in state}
+
+
 @pytest.mark.parametrize(("keep_shift", "left"), [(True, True), (False, False)])
 def test_what_a_due_token_finds_of_the_one_before(keep_shift, left):
     _, shift = one_shift(keep_shift=keep_shift, beta1=0.5)

@@ -93,6 +93,7 @@ def test_a_recorder_fed_by_hand(clock, keep_shift, between):
     assert set(expected) == set(COLUMNS)
     for name, column in expected.items():
         assert np.array_equal(getattr(first, name), np.array(column, "float32"), equal_nan=True), name
+        assert getattr(first, name).dtype == getattr(second, name).dtype == np.float32
     assert (first.updates, first.peak_index, first.video_tokens, first.note) == (2, 3, 5, "")
     assert (first.seconds_prefill, first.seconds_ordinary, first.seconds_due) == (5.0, 3.0, 6.0)
     assert (first.steps_ordinary, first.steps_due) == (1, 2)
@@ -104,17 +105,39 @@ def test_a_recorder_fed_by_hand(clock, keep_shift, between):
     assert second.note == "the model's logits were not finite"
 
 
+def test_a_corrected_average_starts_at_the_first_entropy(clock):
+    """β = 0.5: the weights of the tokens so far are 1, then 1/3 and 2/3, then 1/7, 2/7 and 4/7."""
+    first, _ = recorded(clock, ema_correction=True).traces([5, 6], [""] * 2, [""] * 2)
+    assert first.ema[:3] == pytest.approx([4, (4 + 2 * 2) / 3, (4 + 2 * 2 + 4 * 1) / 7])
+    assert first.peak.tolist() == [4] * 4
+
+
+def test_nothing_waits_for_the_device_before_a_block_is_full_or_an_update_asks():
+    recorder = TraceRecorder(1, VReason())
+    for count in range(1, 131):
+        recorder.add(torch.ones(1))
+        recorder.add_update(update([1], [1], [1], [0], [1], [0.1]))
+        assert len(recorder._rows) == sum(rows.shape[1] for rows in recorder._update_rows) == count // 64 * 64
+    assert recorder.entropies() == [1.0]
+    assert len(recorder._rows) == 130
+
+
 def test_a_note_counts_without_an_update_and_a_fault_always(clock):
     recorder = TraceRecorder(3, VReason())
     for _ in range(2):
-        recorder.add(torch.ones(3))
+        recorder.add(torch.tensor([1.0, 1.0, torch.inf]))
         recorder.chosen([True] * 3)
     recorder.add_update(update([1, 0, 1], [1] * 3, [1] * 3, [0] * 3, [1] * 3, [0.1] * 3))
     traces = recorder.traces([1] * 3, ["note"] * 3, ["", "", "fault"])
-    assert [trace.note for trace in traces] == ["", "note", "fault"]
+    assert [trace.note for trace in traces] == ["", "note", "the model's logits were not finite"]
+    assert [trace.ema[0] for trace in traces] == [trace.peak[0] for trace in traces] == pytest.approx([0.1, 0.1, 0])
+    again = recorder.traces([1] * 3, ["note"] * 3, ["fault"] * 3)
+    assert [trace.note for trace in again[:2]] == ["fault", "fault"]
+    with pytest.raises(ValueError, match="shorter"):
+        recorder.traces([1] * 3, ["note"] * 2, [""] * 3)
 
 
 def test_nothing_generated():
     (trace,) = TraceRecorder(1, VReason()).traces([0], ["note"], [""])
     assert (len(trace.entropy), trace.peak_index, trace.updates, trace.note) == (0, -1, 0, "note")
-    assert (trace.steps_ordinary, trace.steps_due, trace.seconds_ordinary) == (0, 0, 0)
+    assert (trace.steps_ordinary, trace.steps_due, trace.seconds_prefill, trace.seconds_ordinary) == (0, 0, 0, 0)
