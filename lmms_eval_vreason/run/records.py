@@ -68,6 +68,7 @@ def trace_summary(trace: Trace) -> dict[str, Any]:
     lowering, raising = (_mean_change(trace, sign) for sign in (-1, 1))
     return {
         "updates": trace.updates,
+        "due_steps": trace.due_steps,
         "peak_index": trace.peak_index,
         "video_tokens": trace.video_tokens,
         "last_shift": _number(trace.shift[-1]) if len(trace.shift) else None,
@@ -83,11 +84,6 @@ def failure(record: Mapping[str, Any]) -> str:
     repeat = f", repeat {record['repeat']}" if record["repeat"] else ""
     lines = f"{record['error']['type']}: {record['error']['message']}".splitlines()
     return f"{record['task']} doc {record['doc_id']}{repeat}: {lines[0]}"
-
-
-def for_peers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What other processes need of a record: all but its texts; ``text`` is what lmms-eval gets."""
-    return {name: value for name, value in record.items() if name not in ("prompt", "thinking", "answer")}
 
 
 def _mean_change(trace: Trace, sign: int) -> dict[str, Any]:
