@@ -81,7 +81,7 @@ def entropy_figure(lines: Iterable[Mapping[str, Any]]) -> Figure:
         axes = figure.subplots()
         curves = {"base": base.mean(), **{str(k): own.groupby("token")["entropy"].mean() for k, own in groups.items()}}
         for index, (name, curve) in enumerate(curves.items()):
-            smooth = curve[:last].rolling(5, min_periods=1, center=True).mean()
+            smooth = curve.loc[:last].rolling(5, min_periods=1, center=True).mean()
             look = "black" if index == 0 else COLOURS[index % len(COLOURS)]
             axes.plot(smooth.index + 1, smooth, "-" if index < len(COLOURS) else "--", color=look, label=name)
         axes.set(xlabel="Token", ylabel="Entropy that it was chosen from (nats, mean of 5)")
