@@ -20,11 +20,11 @@ def line(setting="strong", *, tokens=(30, 60), before=2.0, after=1.5, seconds=1.
 
 
 def test_parts_begin_and_end_where_they_say():
-    early = [[1.0] * 20 + [2.0] * 10, [1.0] * 20 + [2.0] * 30 + [4.0] * 10]
+    early = [[1.0] * 20 + [2.0] * 10, [1.0] * 20 + [2.0] * 29 + [8.0] + [4.0] * 10]
     row = table([line(entropy=early)]).loc["strong"]
-    assert row[["1-20", "21-50", "51-"]].tolist() == [-50.0, 0.0, 100.0]
-    assert row["all"] == pytest.approx(100 * (40 * 1 + 40 * 2 + 10 * 4 - 90 * 2) / (90 * 2))
-    assert row["H"] == pytest.approx((40 + 80 + 40) / 90)
+    assert row[["1-20", "21-50", "51-"]].tolist() == pytest.approx([-50.0, 100 * 6 / 80, 100.0])
+    assert row["all"] == pytest.approx(100 * (166 - 180) / 180)
+    assert row["H"] == pytest.approx(166 / 90)
 
 
 def test_a_change_is_in_percent_of_the_mean_entropy_and_not_a_mean_of_percents():
