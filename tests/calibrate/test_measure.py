@@ -1,6 +1,7 @@
 """Replays of the real model class's samples: they are the run's own answers, and a run goes on where it stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from instances import instances
@@ -10,6 +11,7 @@ from lmms_eval_vreason import VReason
 from lmms_eval_vreason.adapter.options import parse_options
 from lmms_eval_vreason.calibrate import measure as module
 from lmms_eval_vreason.calibrate.measure import AnsweredBatch, Sizes, measure
+from lmms_eval_vreason.engines.hf.replay import replay
 from lmms_eval_vreason.media.frames import read_media
 from lmms_eval_vreason.run.generation import Generator
 
@@ -112,3 +114,37 @@ def test_every_setting_of_the_grid_is_one_of_the_model_class():
 
     methods = [parse_options(arguments).method for arguments in GRID.values()]
     assert len(set(methods)) == len(GRID) == 8
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """The replays that are made, with a prefill of 4 s on a clock that shows 10 s more at each look."""
+    made, ticks = [], iter(range(0, 1000, 10))
+
+    def noted(*args, **kwargs):
+        result = replay(*args, **kwargs)
+        made.append(replace(result, traces=[replace(trace, seconds_prefill=4.0) for trace in result.traces]))
+        return made[-1]
+
+    monkeypatch.setattr(module, "replay", noted)
+    monkeypatch.setattr(module, "now", lambda device: float(next(ticks)))
+    return made
+
+
+def test_exploiting_is_where_switch_lowers_the_entropy(base, video, replays):
+    method = VReason(policy="switch", update_every=1, min_entropy=0.0, ema_decay=0.5)
+    line = AnsweredBatch(base, samples_of(base, video), 12).compare(method)
+    signs = {
+        (flag, alpha)
+        for flags, trace in zip(line["exploiting"], replays[-1].traces, strict=True)
+        for flag, alpha in zip(flags, trace.alpha.tolist(), strict=True)
+        if alpha
+    }
+    assert signs == {(True, -1.0), (False, 1.0)}
+
+
+def test_seconds_are_of_a_step_and_without_the_prefill(base, video, replays):
+    batch = AnsweredBatch(base, samples_of(base, video), 12)
+    line = batch.compare(METHODS["strong"])
+    longest = max(map(len, batch.answers))
+    assert line["seconds"] == line["base_seconds"] == pytest.approx((10 - 4) / longest)
