@@ -33,14 +33,15 @@ def _calibrate(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
     given = parse_pairs("--model_args", args.model_args)
     arguments = {name: {**given, **own} for name, own in read_settings(args.settings).items()}
-    methods = {name: parse_options(own).method for name, own in arguments.items()}
+    fixed = {"journal": "off", "compile": "off"}  # Replays of different lengths would compile again and again.
+    methods = {name: parse_options({**own, **fixed}).method for name, own in arguments.items()}
     requests, documents = first_requests(args.tasks, args.limit, args.include_path)
     args.output.mkdir(parents=True, exist_ok=True)
 
     from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
     from lmms_eval_vreason.calibrate.measure import Sizes, measure
 
-    lm = Qwen2_5_VL_VReason(**{**given, "policy": "off", "journal": "off"})
+    lm = Qwen2_5_VL_VReason(**{**given, **fixed, "policy": "off"})
     lm.task_dict = documents
     sizes = Sizes(args.batch_size, args.max_new_tokens)
     lines = measure(lm, lm.samples(requests), methods, sizes, args.output / "replays.jsonl")

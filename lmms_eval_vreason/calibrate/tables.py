@@ -19,7 +19,7 @@ RULE = (
     "switch before minimize, never maximize or random."
 )
 _NUMBERS = ("entropy", "base_entropy", "kl", "changed", "exploiting")
-_DIGITS = {"H": 3, "KL": 4, "cost": 2}
+_DIGITS = {"base H": 3, "H": 3, "KL": 4, "cost": 2}
 _DRAWN = 0.25  # Share of the samples that have to reach a token for it to be drawn.
 
 
@@ -36,8 +36,9 @@ def token_frame(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def table(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a setting, in their order.
 
-    Columns: H (nats); ΔH in percent of the base model's H over the parts, over all tokens, and over those at which the
-    entropy's moving average is under its peak (``exploit``); choices changed (%), KL (nats a token), shift (%), cost.
+    Columns: the base model's H and the setting's (nats a token); ΔH in percent of the base model's H over the parts,
+    over all tokens, and over those at which the entropy's moving average is under its peak (``exploit``); choices
+    changed (%), KL (nats a token), shift (%), cost (seconds a token over the base model's).
     """
     rows, lines = {}, list(lines)
     for name, own in token_frame(lines).groupby("setting", sort=False):
@@ -46,6 +47,7 @@ def table(lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         replays = [line for line in lines if line["setting"] == name]
         shifts = [shift for line in replays for shift in line["shift"]]
         rows[name] = {
+            "base H": own["base_entropy"].mean(),
             "H": own["entropy"].mean(),
             **{part: _change(own[mask]) for part, mask in masks.items()},
             "choices": 100 * own["changed"].mean(),
@@ -76,15 +78,16 @@ def entropy_figure(lines: Iterable[Mapping[str, Any]]) -> Figure:
     groups = dict(iter(tokens.groupby("setting", sort=False)))
     base = next(iter(groups.values())).groupby("token")["base_entropy"]
     last = base.size()[base.size() >= _DRAWN * base.size().max()].index.max()
+    palette = [colour for colour in COLOURS if colour != "#000000"]
     with style.context(STYLE):
         figure = Figure(figsize=(6.5, 4), layout="constrained")
         axes = figure.subplots()
         curves = {"base": base.mean(), **{str(k): own.groupby("token")["entropy"].mean() for k, own in groups.items()}}
         for index, (name, curve) in enumerate(curves.items()):
             smooth = curve.loc[:last].rolling(5, min_periods=1, center=True).mean()
-            look = "black" if index == 0 else COLOURS[index % len(COLOURS)]
-            axes.plot(smooth.index + 1, smooth, "-" if index < len(COLOURS) else "--", color=look, label=name)
-        axes.set(xlabel="Token", ylabel="Entropy that it was chosen from (nats, mean of 5)")
+            colour = palette[(index - 1) % len(palette)] if index else "black"
+            axes.plot(smooth.index + 1, smooth, "--" if index > len(palette) else "-", color=colour, label=name)
+        axes.set(xlabel="Token", ylabel="Entropy chosen from (nats, mean of 5)")
         figure.legend(loc="outside upper center", ncols=3)
     return figure
 

@@ -49,7 +49,7 @@ def test_batches_of_a_setting_are_put_together_and_settings_kept_apart():
     assert list(rows.index) == ["strong", "gentle"]
     assert rows.loc["strong", "cost"] == pytest.approx(1.1)
     assert rows.loc["strong", "H"] == pytest.approx((90 * 1.5 + 180 * 1.0) / 270)
-    assert rows.loc["gentle", "all"] == pytest.approx(-5.0)
+    assert rows.loc["gentle", ["base H", "all"]].tolist() == pytest.approx([2.0, -5.0])
 
 
 def test_a_part_that_no_answer_reaches_is_unknown():
@@ -89,5 +89,9 @@ def test_the_picture_has_the_base_model_and_each_setting():
     assert levels == {"base": {2.0}, "strong": {1.0}, "gentle": {1.7}}
     assert axes.lines[0].get_xdata().tolist()[:2] == [1, 2]
     assert max(axes.lines[0].get_xdata()) == 60
+    colours = [
+        (curve.get_color(), curve.get_linestyle()) for curve in entropy_figure(map(line, "abcdefgh")).axes[0].lines
+    ]
+    assert len(set(colours)) == 9
     (axes,) = entropy_figure([line(tokens=(9, 9, 9, 9, 60))]).axes
     assert max(axes.lines[0].get_xdata()) == 9  # What one of five samples says is not drawn.
