@@ -1,10 +1,15 @@
 """``vreason calibrate`` as a user types it."""
 
+import json
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 import yaml
 
 from lmms_eval_vreason.adapter import model
+from lmms_eval_vreason.calibrate.settings import GRID
 from lmms_eval_vreason.cli import main
 
 ARGUMENTS = "pretrained=shapes,device=cpu"
@@ -69,3 +74,17 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
     assert "mine" in printed
     assert "The rule" in printed
     assert len((tmp_path / "out" / "replays.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.cli
+def test_stock_tasks_are_calibrated_on_with_the_run_s_own_budgets(offline, tiny_checkpoint, tmp_path):
+    small = "device=cpu,max_pixels=200704,max_num_frames=4,max_thinking_tokens=8,max_answer_tokens=4"
+    words = ["--model_args", f"pretrained={tiny_checkpoint},{small}", "--tasks", "videomme,mvbench_moving_direction"]
+    command = [sys.executable, "-m", "lmms_eval_vreason.cli", "calibrate", *words, "--limit", "2"]
+    run = subprocess.run([*command, "--output", str(tmp_path)], env=offline.env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(text) for text in (tmp_path / "replays.jsonl").read_text().splitlines()]
+    assert len(lines) == len(GRID)
+    for line in lines:
+        assert [len(entropy) > 8 for entropy in line["entropy"]] == [True] * 4
+    assert all(name in run.stdout for name in GRID)
