@@ -115,6 +115,7 @@ def test_pandas_reads_it(tmp_path):
 def test_equal_settings_have_equal_digests():
     assert digest({"a": 1, "b": [2.0, None]}) == digest(json.loads('{"b": [2.0, null], "a": 1}'))
     assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({"a": range(3)}) == digest({"a": "range(0, 3)"})  # What JSON has no word for is known by its text.
 
 
 TRACE = {"tokens": ["a", "b"], "entropy": [1.5, None]}
