@@ -1,7 +1,10 @@
 """A video in a prompt, as each family's processor writes it: token ids, token types, media. Four tokens a frame."""
 
+from inspect import signature
+
 import torch
 from torch import Tensor
+from transformers import Gemma4ForConditionalGeneration
 
 START, STOP, VIDEO, IMAGE, PAD, END = 60, 61, 62, 63, 64, 65
 WORDS = 56  # Ids below it are words.
@@ -66,6 +69,7 @@ def gemma(frames: int, generator: torch.Generator) -> Video:
     media = {
         "pixel_values_videos": torch.rand(frames, 16, 3 * 14 * 14, generator=generator),
         "video_position_ids": at.repeat(frames, 1, 1),
-        "num_frames_per_video": torch.tensor([frames]),
     }
+    if "num_frames_per_video" in signature(Gemma4ForConditionalGeneration.forward).parameters:  # Not in 5.17.
+        media["num_frames_per_video"] = torch.tensor([frames])
     return run_a_frame(frames, media, VIDEO)

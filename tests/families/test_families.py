@@ -4,6 +4,7 @@ Each family is a tiny random model (tests/random_families.py); weights and promp
 """
 
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +48,9 @@ SLIDING_BELOW = ("gemma4", "exaone4_5")
 # transformers runs linear attention in float32 whatever the dtype, and another way with a cache than without.
 FLOAT32_BELOW = ("qwen3_5", "qwen3_5_moe")
 
-METHOD = VReason(learning_rate=0.03)
+# Updates at every entropy, or a family's random weights would decide how many there are.
+Steered = partial(VReason, min_entropy=0.0, learning_rate=0.03)
+METHOD = Steered()
 BATCH = [(2, 4), (3, 7), (1, 3)]  # Frames and words of a prompt.
 
 
@@ -124,9 +127,7 @@ def test_gradient_is_that_of_a_forward_without_a_cache(family, rows):
         model.set_experts_implementation("eager")  # The grouped products have no float64.
     inputs = inputs_of(family, rows, torch.float64)
     tokens = torch.randint(0, 56, (rows, 4), generator=torch.Generator().manual_seed(1))
-    method = VReason(
-        policy="minimize", optimizer="sgd", learning_rate=1.0, min_entropy=0.0, update_every=2, head_topk=0
-    )
+    method = Steered(policy="minimize", optimizer="sgd", learning_rate=1.0, update_every=2, head_topk=0)
     states, shifts = [], []
 
     def note(module, args, kwargs):
@@ -157,7 +158,7 @@ def test_gradient_is_that_of_a_forward_without_a_cache(family, rows):
 
 
 def test_a_batch_is_its_samples_one_by_one(family, model):
-    method, settings = VReason(learning_rate=0.03, update_every=1), {"max_new_tokens": 6, "eos_token_id": None}
+    method, settings = Steered(update_every=1), {"max_new_tokens": 6, "eos_token_id": None}
     inputs = inputs_of(family)
     together = method.generate(model, **inputs, **settings)
     for row, each in enumerate(prompts(family)):
@@ -172,7 +173,7 @@ def test_a_batch_is_its_samples_one_by_one(family, model):
 
 @pytest.mark.parametrize(("policy", "sign"), [("minimize", -1), ("maximize", 1)])
 def test_entropy_goes_where_the_policy_sends_it(family, model, policy, sign):
-    method = VReason(policy=policy, optimizer="nsgd", learning_rate=0.01, update_every=1, keep_shift=False)
+    method = Steered(policy=policy, optimizer="nsgd", learning_rate=0.01, update_every=1, keep_shift=False)
     traces = method.generate(model, **inputs_of(family), max_new_tokens=5, eos_token_id=None).traces
     changes = np.concatenate([trace.entropy_change[1:] for trace in traces])
     assert len(changes) == 12
@@ -182,7 +183,7 @@ def test_entropy_goes_where_the_policy_sends_it(family, model, policy, sign):
 def test_one_rate_turns_every_scale_of_values_alike(family):
     if hasattr(random_family(family).get_decoder().layers[-1].self_attn, "v_norm"):
         pytest.skip("its values are normalised: they have one scale")
-    method, inputs = VReason(update_every=1, policy="minimize"), inputs_of(family, 2)
+    method, inputs = Steered(learning_rate=0.1, update_every=1, policy="minimize"), inputs_of(family, 2)
     results = [
         method.generate(values_scaled(random_family(family), s), **inputs, max_new_tokens=5, eos_token_id=None)
         for s in (1 / 64, 1, 64)
@@ -193,7 +194,7 @@ def test_one_rate_turns_every_scale_of_values_alike(family):
 def test_lite_or_its_refusal(family, model):
     """Half of each sample's video tokens go; positions are those of the whole prompt."""
     inputs, settings = inputs_of(family), {"max_new_tokens": 5, "eos_token_id": None}
-    lite = VReason(learning_rate=0.03, prune_ratio=0.5)
+    lite = Steered(prune_ratio=0.5)
     if family in NO_LITE:
         with pytest.raises(TypeError, match=NO_LITE[family]):
             lite.generate(model, **inputs, **settings)
@@ -247,15 +248,15 @@ def test_compiled_steps_are_the_eager_ones_in_one_graph_each(family):
         with pytest.raises(
             ValueError, match=r"does not compile on a CPU: .*set_experts_implementation\('batched_mm'\)"
         ):
-            VReason(compile="on").generate(model, **inputs, **settings)
+            Steered(compile="on").generate(model, **inputs, **settings)
         model.set_experts_implementation("batched_mm")  # As decoding on a GPU has it.
     torch._dynamo.reset()
     counters.clear()
     compiled_due_step.cache_clear()
     try:
-        eager = VReason(learning_rate=0.03, compile="off").generate(model, **inputs, **settings)
+        eager = Steered(compile="off").generate(model, **inputs, **settings)
         backend = CompileConfig(fullgraph=True, mode=None, backend="aot_eager")
-        fast = VReason(learning_rate=0.03, compile="on").generate(model, **inputs, **settings, compile_config=backend)
+        fast = Steered(compile="on").generate(model, **inputs, **settings, compile_config=backend)
         assert not counters["graph_break"]
         # transformers' sliding layers have graphs of their own before and after their window is full.
         assert counters["stats"]["unique_graphs"] == (4 if family in SLIDING_BELOW else 2)

@@ -139,8 +139,18 @@ SEARCH = settings(
 )
 
 
+BATCHES, RATES = st.lists(PROMPT, min_size=1, max_size=4), st.sampled_from([1, 2, 4, 25])
+
+
 @SEARCH
-@given(prompts=st.lists(PROMPT, min_size=1, max_size=4), rate=st.sampled_from([1, 2, 4, 25]), method=METHODS)
+@given(prompts=BATCHES, rate=RATES)
+def test_random_prompts(model, prompts, rate):
+    positions = trained_positions(with_rate(model, rate).config, **rows_of(prompts))
+    check_calls([positions], prompts, rate)
+
+
+@settings(SEARCH, max_examples=60)
+@given(prompts=BATCHES, rate=RATES, method=METHODS)
 def test_random_prompts_through_generate(model, prompts, rate, method):
     """A batch is its prompts alone: each row is held against its own walk."""
     inputs = rows_of(prompts)
@@ -283,9 +293,11 @@ def test_wrong_inputs_are_named(model):
         generate(**inputs, positions="vllm")
     with pytest.raises(ValueError, match="more media than video_grid_thw has grids"):
         generate(**{**inputs, "video_grid_thw": None, "second_per_grid_ts": None})
-    with pytest.raises(ValueError, match="more grids than the prompts hold media"):
+    with pytest.raises(ValueError, match="more media than image_grid_thw has grids"):
+        generate(**{**inputs, "image_grid_thw": None})
+    with pytest.raises(ValueError, match=r"^image_grid_thw or video_grid_thw has more grids than"):
         generate(**{**inputs, "image_grid_thw": torch.tensor([[1, 12, 8], [1, 2, 2]])})
-    with pytest.raises(ValueError, match="a grid of 48 tokens meets fewer placeholders from token 2 "):
+    with pytest.raises(ValueError, match="from token 2 of its prompt on: pass the prompt and the grids"):
         generate(**{**inputs, "image_grid_thw": torch.tensor([[1, 12, 16]])})
     with pytest.raises(ValueError, match="second_per_grid_ts has 2 values for 1 videos"):
         generate(**{**inputs, "second_per_grid_ts": torch.ones(2)})
@@ -295,7 +307,7 @@ def test_wrong_inputs_are_named(model):
         generate(**{**rows_of([TABLE[3][0], TABLE[1][0]]), "attention_mask": None})
     with pytest.raises(ValueError, match="attention_mask has the shape"):
         trained_positions(model.config, inputs["input_ids"], inputs["attention_mask"][:, 1:])
-    with pytest.raises(TypeError, match="not for qwen3"):
+    with pytest.raises(TypeError, match="not for qwen3: pass positions='transformers'"):
         trained_positions(Qwen3Config(), inputs["input_ids"])
 
 

@@ -1,9 +1,11 @@
 """The journal: whole lines, half lines, newest lines, and folders that cannot be written."""
 
 import json
+import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from lmms_eval_vreason.journal.files import (
@@ -43,20 +45,19 @@ def test_a_half_written_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path
     journal.close()
     with journal.path.open("a") as file:
         file.write('{"kind": "sample", "key": "b", "ans')
-    assert [line.problem for line in read_lines(journal.path)] == ["", ""]
+    assert [line.record["kind"] for line in read_lines(journal.path)] == ["run", "sample"]
     again = Journal(tmp_path, RUN)
     again.add(sample("c"))
     assert set(again.finished) == {"a"}
     assert set(latest_samples(read_records(tmp_path))) == {"a", "c"}
-    assert not [line.problem for line in read_lines(journal.path) if line.problem]
+    assert all(line.record for line in read_lines(journal.path))
 
 
 def test_a_broken_line_in_the_middle_is_reported_with_its_place(tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_text('{"kind": "run"}\nnot json\n[1]\n{"kind": "sample", "key": "a"}\n')
-    problems = {line.number: line.problem for line in read_lines(path) if line.problem}
-    assert set(problems) == {2, 3}
-    assert "is not JSON" in problems[2]
+    path.write_text('{"kind": "run"}\nnot json\n[1]\n{"key": "a"}\n{"kind": "sample", "key": "a"}\n')
+    whole = {line.number: line.record is not None for line in read_lines(path)}
+    assert whole == {1: True, 2: False, 3: False, 4: False, 5: True}
     assert [record["kind"] for record in read_records(path)] == ["run", "sample"]
 
 
@@ -65,6 +66,7 @@ def test_a_later_line_with_the_same_key_replaces_an_earlier_one(tmp_path):
     journal.add(sample("a", answer="A"))
     journal.add(sample("a", answer="B"))
     assert latest_samples(read_records(tmp_path))["a"]["answer"] == "B"
+    assert latest_samples([{"kind": "run", "key": "a"}, {"kind": "sample"}]) == {}
 
 
 def test_numbers_that_json_has_no_word_for_are_refused(tmp_path):
@@ -79,6 +81,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Journal(tmp_path / "file" / "journal", RUN)
     with pytest.raises(JournalError, match="no such journal"):
         journal_files(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(JournalError, match=r"empty: holds no journal .*: give the folder that a run wrote"):
+        journal_files(tmp_path / "empty")
 
 
 def test_a_file_is_another_one_when_it_changes(tmp_path):
@@ -90,9 +95,27 @@ def test_a_file_is_another_one_when_it_changes(tmp_path):
     assert file_identity(str(tmp_path / "gone.mp4"))[1:] == [None, None]
 
 
+def test_a_folder_that_holds_the_journal_s_folder_is_a_mistake(tmp_path):
+    (tmp_path / "vreason_journal").mkdir()
+    inside = re.escape(str(tmp_path / "vreason_journal"))
+    with pytest.raises(JournalError, match=rf"holds no journal \(no \.jsonl file\): give {inside}$"):
+        journal_files(tmp_path)
+
+
+def test_pandas_reads_it(tmp_path):
+    """As docs/journal.md says, in place of a command of our own."""
+    journal = Journal(tmp_path, RUN)
+    journal.add(sample("a", thinking="a [red] one,\nthen <b>two</b>"))
+    journal.add(sample("b", thinking="", error={"type": "MediaError", "message": "1.mp4: there is no such file"}))
+    journal.add(sample("b", thinking="now"))
+    frame = pd.read_json(journal.path, lines=True).query("kind == 'sample'").drop_duplicates("key", keep="last")
+    assert frame["thinking"].tolist() == ["a [red] one,\nthen <b>two</b>", "now"]
+
+
 def test_equal_settings_have_equal_digests():
     assert digest({"a": 1, "b": [2.0, None]}) == digest(json.loads('{"b": [2.0, null], "a": 1}'))
     assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({"a": range(3)}) == digest({"a": "range(0, 3)"})  # What JSON has no word for is known by its text.
 
 
 TRACE = {"tokens": ["a", "b"], "entropy": [1.5, None]}
@@ -104,7 +127,7 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
         journal.add(sample(key, trace={"updates": 2}), {**TRACE, "tokens": [key]})
     assert "entropy" not in journal.path.read_text()
     assert journal_files(tmp_path) == [journal.path]
-    plain, whole = (latest_samples(read_records(tmp_path, traces=flag)) for flag in (False, True))
+    plain, whole = (latest_samples(read_records(tmp_path, **flag)) for flag in ({}, {"traces": True}))
     assert "tokens" not in plain["b"]["trace"]
     assert {key: record["trace"]["tokens"] for key, record in whole.items()} == {"a": ["a"], "b": ["b"]}
     assert whole["a"]["trace"]["entropy"] == [1.5, None]
@@ -112,6 +135,15 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
     # A trace of another sample, at a place that was edited, is not taken for this one's.
     stolen = {**plain["a"], "key": "c"}
     assert with_trace(journal.path, stolen) == stolen
+    traces_path(journal.path).write_text(json.dumps(TRACE))
+    nobodys = {**plain["a"], "trace": {"place": [0, len(json.dumps(TRACE))]}}
+    assert with_trace(journal.path, nobodys) == nobodys
+
+
+def test_a_trace_whose_file_is_gone_is_lost(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"kind": "sample", "key": "a", "trace": {"place": [0, 1]}}\n{"kind": "sample", "key": "b"}\n')
+    assert [line.lost_trace for line in read_lines(path)] == [True, False]
 
 
 @pytest.mark.parametrize("lost", ["the sample's line", "half the sample's line", "half the trace", "the trace"])
@@ -140,7 +172,7 @@ def test_a_sample_is_finished_only_when_both_of_its_lines_are_there(tmp_path, lo
 def test_a_journal_of_another_version_is_refused(tmp_path):
     (tmp_path / "old-rank0.jsonl").write_text('{"kind": "run", "version": 1, "run": "ab"}\n')
     for read in (lambda: list(read_records(tmp_path)), lambda: Journal(tmp_path, RUN)):
-        with pytest.raises(JournalError, match=r"is a journal of version 1, and this package reads version 2\. Move"):
+        with pytest.raises(JournalError, match=r"old-rank0\.jsonl: is a journal of version 1, .* version 2\. Move"):
             read()
 
 
