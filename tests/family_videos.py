@@ -70,6 +70,8 @@ def gemma(frames: int, generator: torch.Generator) -> Video:
         "pixel_values_videos": torch.rand(frames, 16, 3 * 14 * 14, generator=generator),
         "video_position_ids": at.repeat(frames, 1, 1),
     }
-    if "num_frames_per_video" in signature(Gemma4ForConditionalGeneration.forward).parameters:  # Not in 5.17.
+    if "num_frames_per_video" in signature(Gemma4ForConditionalGeneration.forward).parameters:
         media["num_frames_per_video"] = torch.tensor([frames])
+    else:  # transformers 5.17 has a dimension of videos.
+        media = {name: each[None] for name, each in media.items()}
     return run_a_frame(frames, media, VIDEO)

@@ -322,6 +322,7 @@ TINY = {
             },
             gemma,
             types=True,
+            even=True,
         ),
         Tiny(
             "exaone4_5",
