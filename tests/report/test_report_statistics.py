@@ -132,6 +132,7 @@ def test_permutation_test_counts_equal_sums_as_equal():
     """In floating point 0.1 + 0.2 - 0.3 is 5.6e-17, and sums of the same numbers depend on their order."""
     assert statistics.permutation_p(np.array([0.1, 0.5, 0.3, -0.4, -0.5])) == 1
     assert statistics.permutation_p(np.array([0.1, 0.2, 0.3])) == 2 / 8
+    assert statistics.permutation_p(1e-10 * np.array([0.1, 0.2, 0.3])) == 2 / 8  # whatever their scale
     # Of 32 patterns one has the sum 0.7, and four (one of the 0.1 turned) have 0.5.
     assert statistics.permutation_p(np.array([0.1, 0.1, 0.1, -0.1, 0.3])) == 2 * 5 / 32
 
