@@ -127,6 +127,10 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
         journal.add(sample(key, trace={"updates": 2}), {**TRACE, "tokens": [key]})
     assert "entropy" not in journal.path.read_text()
     assert journal_files(tmp_path) == [journal.path]
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {
+        journal.path.name,
+        journal.path.name.replace(".jsonl", ".traces.jsonl"),
+    }
     plain, whole = (latest_samples(read_records(tmp_path, **flag)) for flag in ({}, {"traces": True}))
     assert "tokens" not in plain["b"]["trace"]
     assert {key: record["trace"]["tokens"] for key, record in whole.items()} == {"a": ["a"], "b": ["b"]}
