@@ -2,20 +2,24 @@
 
 import argparse
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from replay import mean, ragged
+from replay import OFF, mean, ragged
+from study import LONG, TOKENS
+
+from lmms_eval_vreason import VReason
+from lmms_eval_vreason.method.config import PRESETS
 
 # Parts of an answer, by its tokens.
-PARTS = ((0, 10), (10, 20), (20, 40), (40, 70), (70, 100), (100, 150))
+PARTS = ((0, 10), (10, 20), (20, 40), (40, 70), (70, 100))
+ALL = (0, 10_000)
 # Of Qwen2.5-VL-7B, in weights that a decoding step reads: one step of ΔV goes through the last layer's output
 # projection and MLP once back and once forward; an exact head twice more. Gathered rows are under 0.1% of it.
-_ALL, _HEAD = 7.07e9, 152064 * 3584
+_WEIGHTS, _HEAD = 7.07e9, 152064 * 3584
 _TAIL = 3584 * 3584 + 3 * 3584 * 18944
 Line = dict[str, Any]
 
@@ -28,28 +32,31 @@ class Study:
 
     @classmethod
     def read(cls, path: Path) -> "Study":
+        """``path``: JSON lines."""
         return cls([json.loads(line) for line in path.read_text().splitlines()])
+
+    def runs(self, kind: str, instruction: str = "reason", tokens: int = TOKENS) -> list[Line]:
+        """Those of one kind, the base model's left out."""
+        wanted = (kind, instruction, tokens)
+        runs = [line for line in self.lines if "method" in line["run"]]
+        runs = [line for line in runs if tuple(line["run"][x] for x in ("kind", "instruction", "tokens")) == wanted]
+        return [line for line in runs if line["run"]["method"]["policy"] != "off"]
 
     def base(self, line: Line) -> Line:
         """The base model's run beside ``line``."""
-        same = ("kind", "instruction", "seed")
-        return next(
-            other
-            for other in self.lines
-            if other["run"].get("method") == {"policy": "off"}
-            and all(other["run"][name] == line["run"][name] for name in same)
-        )
+        run = {**line["run"], "method": asdict(OFF)}
+        return next(other for other in self.lines if other["run"] == run)
 
-    def of(self, kind: str, instruction: str = "reason", **wanted: Any) -> list[Line]:
-        """The runs of a kind whose method has the ``wanted`` settings."""
-        return [
-            line
-            for line in self.lines
-            if (line["run"]["kind"], line["run"].get("instruction")) == (kind, instruction)
-            and all(line["run"]["method"].get(name) == value for name, value in wanted.items())
-        ]
+    def preset(self, name: str, policy: str, tokens: int = TOKENS) -> Line:
+        """The replay of a preset."""
+        method = asdict(VReason.preset(name, policy=policy))
+        return next(line for line in self.runs("replay", tokens=tokens) if line["run"]["method"] == method)
 
-    def percent(self, line: Line, part: tuple[int, int] = (0, 10_000)) -> tuple[float, float]:
+    def temperatures(self) -> list[Line]:
+        """The control, from cold to hot."""
+        return [line for line in self.lines if line["run"]["kind"] == "temperature"]
+
+    def percent(self, line: Line, part: tuple[int, int] = ALL) -> tuple[float, float]:
         """The change of the entropy that tokens were chosen from, over a part of the answers, in percent of the base's,
         and its standard error, clustered by question."""
         base = ragged(self.base(line)["entropy"])
@@ -62,8 +69,8 @@ def overhead(line: Line) -> float:
     """Percent of a decoding step's weights on Qwen2.5-VL-7B, for the share of tokens that had an update."""
     method, alpha = line["run"]["method"], ragged(line["alpha"])
     share = (alpha != 0)[np.isfinite(alpha)].mean()
-    weights = _TAIL + (_HEAD if method.get("head_topk") == 0 else 0)
-    return float(100 * share * method.get("steps_per_update", 1) * 2 * weights / _ALL)
+    weights = _TAIL + (0 if method["head_topk"] else _HEAD)
+    return float(100 * share * method["steps_per_update"] * 2 * weights / _WEIGHTS)
 
 
 def replay_table(study: Study, lines: list[Line]) -> str:
@@ -77,7 +84,7 @@ def replay_table(study: Study, lines: list[Line]) -> str:
                 name_of(line["run"]["method"]),
                 *(f"{study.percent(line, part)[0]:+.0f}" for part in PARTS),
                 f"**{value:+.1f}** ± {error:.1f}",
-                f"{np.nanmean(ragged(line['kl'])):.3f}",
+                f"{kl_of(line):.3f}",
                 f"{100 * np.nanmean(ragged(line['changed'])):.1f}%",
                 f"{np.nanmean(ragged(line['shift'])):.2f}",
                 f"{overhead(line):.1f}%",
@@ -150,22 +157,45 @@ def temperature_table(study: Study, lines: list[Line]) -> str:
     """Beside each run the temperature of the base model that has its entropy."""
     rows = [["setting", "ΔH", "KL", "choices changed", "temperature of equal ΔH", "its KL"]]
     base = mean(ragged(study.base(lines[0])["entropy"]))[0]
-    scale = [line for line in study.lines if line["run"]["kind"] == "temperature"]
+    scale = study.temperatures()
     at = [line["temperature"] for line in scale]
     effect = [100 * (mean(ragged(line["entropy"]))[0] / base - 1) for line in scale]
     kl = [mean(ragged(line["kl"]))[0] for line in scale]
     for line in lines:
         value, _ = study.percent(line)
         temperature = float(np.interp(value, effect, at))
-        cells = [f"{value:+.1f}%", f"{np.nanmean(ragged(line['kl'])):.3f}"]
+        cells = [f"{value:+.1f}%", f"{kl_of(line):.3f}"]
         cells += [f"{100 * np.nanmean(ragged(line['changed'])):.1f}%", f"{temperature:.2f}"]
         rows.append([name_of(line["run"]["method"]), *cells, f"{np.interp(temperature, at, kl):.3f}"])
     return markdown(rows)
 
 
 def name_of(method: dict[str, Any]) -> str:
-    """A setting in words that say what it is made of."""
-    return ", ".join(f"{name} {value}" for name, value in method.items())
+    """A setting in words: a preset's name, or what it is made of."""
+    names = [name for name in PRESETS if asdict(VReason.preset(name, policy=method["policy"])) == method]
+    if names:
+        return f"**{names[0]}**, {method['policy']}"
+    optimizer = {"adam": f"Adam β1 {method['beta1']:g}", "nsgd": "nSGD", "sgd": "SGD"}[method["optimizer"]]
+    words = [] if method["policy"] == "minimize" else [method["policy"]]
+    words += ["kept" if method["keep_shift"] else "from 0", optimizer, f"rate {method['learning_rate']:g}"]
+    words += [f"every {method['update_every']}"]
+    usual = asdict(VReason())
+    for name, shown in _SHOWN.items():
+        if method[name] != usual[name] and not (name == "ema_decay" and method["policy"] != "switch"):
+            words.append(shown.format(method[name]))
+    return ", ".join(words)
+
+
+_SHOWN = {
+    "steps_per_update": "{} steps",
+    "min_entropy": "H ≥ {:g}",
+    "norm": "norm {}",
+    "beta2": "β2 {:g}",
+    "ema_decay": "EMA {:g}",
+    "ema_correction": "corrected",
+    "head_topk": "{} rows",
+    "seed": "seed {}",
+}
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -184,12 +214,13 @@ def smooth(rows: list[list[float]], width: int = 10) -> np.ndarray:
 def curves_figure(study: Study, path: Path) -> None:
     """The entropy along the answers: each preset under each policy, contexts identical."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), sharey=True)
-    for axis, policy in zip(axes, ("minimize", "maximize", "switch"), strict=True):
-        runs = [line for line in study.of("replay", policy=policy) if "preset" in line["run"]["method"]]
-        lines = {line["run"]["method"]["preset"]: line for line in runs}
-        axis.plot(smooth(study.base(next(iter(lines.values())))["entropy"]), color="black", label="base")
-        for name, colour in (("gentle", "tab:green"), ("default", "tab:blue"), ("strong", "tab:red")):
-            axis.plot(smooth(lines[name]["entropy"]), color=colour, label=name)
+    for axis, (policy, tokens) in zip(
+        axes, (("minimize", TOKENS), ("maximize", TOKENS), ("switch", LONG)), strict=True
+    ):
+        lines = {name: study.preset(name, policy, tokens) for name in _COLOURS}
+        axis.plot(smooth(study.base(lines["default"])["entropy"]), color="black", label="base")
+        for name, line in lines.items():
+            axis.plot(smooth(line["entropy"]), color=_COLOURS[name], label=name)
         axis.set(title=policy, xlabel="token")
     axes[0].set_ylabel("entropy chosen from, nats")
     axes[0].set_ylim(bottom=0)
@@ -197,34 +228,37 @@ def curves_figure(study: Study, path: Path) -> None:
     save(figure, path)
 
 
+_COLOURS = {"gentle": "tab:green", "default": "tab:blue", "strong": "tab:red"}
+
+
 def frontier_figure(study: Study, path: Path) -> None:
     """What an effect costs, in weights and in KL."""
     figure, (cost, harm) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    kinds: list[tuple[str, str, Callable[[dict[str, Any]], bool]]] = [
-        ("ΔV kept", "tab:blue", lambda method: bool(method.get("keep_shift", False))),
-        ("ΔV from 0", "tab:red", lambda method: method.get("keep_shift") is False),
-    ]
-    lines = [line for line in study.of("replay", policy="minimize") if "preset" not in line["run"]["method"]]
-    for label, colour, is_one in kinds:
-        chosen = [line for line in lines if is_one(line["run"]["method"])]
+    lines = [line for line in study.runs("replay") if line["run"]["method"]["policy"] == "minimize"]
+    for kept, label, colour in ((True, "ΔV kept", "tab:blue"), (False, "ΔV from 0", "tab:red")):
+        chosen = [line for line in lines if line["run"]["method"]["keep_shift"] == kept]
         effect = [study.percent(line)[0] for line in chosen]
         cost.scatter([overhead(line) for line in chosen], effect, s=14, color=colour, label=label)
-        harm.scatter([np.nanmean(ragged(line["kl"])) for line in chosen], effect, s=14, color=colour)
-    base = mean(ragged(study.of("replay", policy="off")[0]["entropy"]))[0]
-    heat = [line for line in study.lines if line["run"]["kind"] == "temperature" and line["temperature"] <= 1]
-    effect = [100 * (mean(ragged(line["entropy"]))[0] / base - 1) for line in heat]
-    harm.plot([mean(ragged(line["kl"]))[0] for line in heat], effect, color="grey", label="temperature")
+        harm.scatter([kl_of(line) for line in chosen], effect, s=14, color=colour)
+    base = mean(ragged(study.base(lines[0])["entropy"]))[0]
+    colder = [line for line in study.temperatures() if line["temperature"] <= 1]
+    effect = [100 * (mean(ragged(line["entropy"]))[0] / base - 1) for line in colder]
+    harm.plot([kl_of(line) for line in colder], effect, color="grey", label="temperature")
     for name, marker in (("gentle", "v"), ("default", "o"), ("strong", "^")):
-        line = study.of("replay", preset=name, policy="minimize")[0]
-        for axis, x in ((cost, overhead(line)), (harm, np.nanmean(ragged(line["kl"])))):
-            axis.scatter(
-                [x], [study.percent(line)[0]], marker=marker, s=60, facecolors="none", edgecolors="black", label=name
-            )
+        line = study.preset(name, "minimize")
+        style = {"marker": marker, "s": 70, "facecolors": "none", "edgecolors": "black", "label": name}
+        for axis, x in ((cost, overhead(line)), (harm, kl_of(line))):
+            axis.scatter([x], [study.percent(line)[0]], **style)
     cost.set(xlabel="overhead, % of a decoding step's weights (7B)", ylabel="ΔH, %", xlim=(0, 15))
     harm.set(xlabel="KL to base, nats", xlim=(0, 0.2), ylim=(-45, 1))
     cost.legend(frameon=False, fontsize=8)
     harm.legend(frameon=False, fontsize=8)
     save(figure, path)
+
+
+def kl_of(line: Line) -> float:
+    """The mean of KL(base ‖ chosen from), nats."""
+    return mean(ragged(line["kl"]))[0]
 
 
 def save(figure: Any, path: Path) -> None:
@@ -243,16 +277,17 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     options = parser.parse_args()
     study = Study.read(options.study)
-    presets = [line for line in study.of("replay") if "preset" in line["run"]["method"]]
-    grid = [line for line in study.of("replay") if "preset" not in line["run"]["method"]]
-    switched = [line for line in study.of("replay") if line["run"]["method"]["policy"] == "switch"]
+    replays = study.runs("replay")
+    presets = [study.preset(name, policy) for policy in ("minimize", "maximize", "switch") for name in PRESETS]
+    switched = [line for line in replays if line["run"]["method"]["policy"] == "switch"]
     print("## Presets\n", replay_table(study, presets), sep="\n")
     print("\n## Their temperatures\n", temperature_table(study, presets), sep="\n")
     print("\n## The switch\n", switch_table(study, switched), sep="\n")
-    print("\n## Grid\n", replay_table(study, grid), sep="\n")
-    print("\n## Another instruction\n", replay_table(study, study.of("replay", "story")), sep="\n")
-    print("\n## Greedy\n", free_table(study, study.of("greedy")), sep="\n")
-    print("\n## Sampled\n", free_table(study, study.of("sampled")), sep="\n")
+    print("\n## To 200 tokens\n", switch_table(study, study.runs("replay", tokens=LONG)), sep="\n")
+    print("\n## Grid\n", replay_table(study, replays), sep="\n")
+    print("\n## Another instruction\n", replay_table(study, study.runs("replay", "story")), sep="\n")
+    print("\n## Greedy\n", free_table(study, study.runs("greedy")), sep="\n")
+    print("\n## Sampled\n", free_table(study, study.runs("sampled")), sep="\n")
     if options.images:
         options.images.mkdir(parents=True, exist_ok=True)
         curves_figure(study, options.images / "effect-curves.png")

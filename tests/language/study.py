@@ -8,9 +8,8 @@ one stopped. `effect.py` makes tables and figures of it. It takes about an hour 
 
 import argparse
 import json
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,12 @@ from smollm2 import Rig
 from tqdm import tqdm
 
 from lmms_eval_vreason import VReason
+from lmms_eval_vreason.method.config import PRESETS
 
-QUESTIONS = 24
-REPLAYED, FREE = 150, 100
+QUESTIONS, TOKENS, LONG = 24, 100, 200
+_TEMPERATURES = {"kind": "temperature"}
+KEPT = VReason(policy="minimize", keep_shift=True, optimizer="adam", beta1=0.0, learning_rate=1.0, update_every=1)
+FRESH = replace(KEPT, keep_shift=False, optimizer="nsgd", min_entropy=0.5)
 
 
 @dataclass(frozen=True)
@@ -32,78 +34,69 @@ class Run:
     """One run of the study.
 
     Attributes:
-        method: What differs from the package's defaults; the key ``preset`` names one of its presets.
         kind: ``replay``, ``greedy`` or ``sampled``.
         instruction: Of :data:`clips.INSTRUCTIONS`.
+        tokens: Most of an answer.
         seed: Of ``sampled``.
     """
 
-    method: dict[str, Any]
+    method: VReason
     kind: str = "replay"
     instruction: str = "reason"
+    tokens: int = TOKENS
     seed: int = 0
 
-    def vreason(self) -> VReason:
-        """The method itself."""
-        return VReason.preset(**{"name": "default", **{_NAME.get(key, key): x for key, x in self.method.items()}})
+    @property
+    def key(self) -> str:
+        """Its line in the file."""
+        return json.dumps(asdict(self), sort_keys=True)
 
 
-_NAME = {"preset": "name"}
-KEPT: dict[str, Any] = {
-    "keep_shift": True,
-    "optimizer": "adam",
-    "beta1": 0.0,
-    "learning_rate": 1.0,
-    "min_entropy": 1e-4,
-}
-FRESH: dict[str, Any] = {"keep_shift": False, "optimizer": "nsgd", "learning_rate": 1.0, "min_entropy": 0.5}
+def settings() -> Iterator[VReason]:
+    """What is replayed, most of it with ``minimize``: its sign does not depend on the entropy's course."""
+    every_other = replace(KEPT, update_every=2)
+    yield from (OFF, every_other, KEPT, FRESH)
+    yield from (replace(FRESH, steps_per_update=2), replace(FRESH, learning_rate=2.0))
+    yield from (replace(KEPT, min_entropy=0.5), replace(every_other, steps_per_update=2))
+    yield replace(KEPT, min_entropy=0.5, steps_per_update=2)
+    for method in (every_other, FRESH):
+        yield replace(method, policy="maximize")
+        yield from (replace(method, policy="random", seed=seed) for seed in range(3))
+        switch = replace(method, policy="switch")
+        yield from (replace(switch, ema_decay=decay) for decay in (0.98, 0.95, 0.9, 0.8))
+        yield replace(switch, ema_correction=True)
+    yield replace(every_other, beta1=0.9, learning_rate=0.01)
+    yield from (replace(KEPT, beta1=beta) for beta in (0.5, 0.9))
+    yield replace(KEPT, beta2=0.9)
+    yield from (replace(method, learning_rate=rate) for method in (KEPT, FRESH) for rate in (0.1, 0.3, 3.0))
+    yield replace(FRESH, steps_per_update=4)
+    yield from (replace(method, learning_rate=0.3, steps_per_update=4) for method in (FRESH, every_other))
+    yield replace(every_other, learning_rate=0.3, steps_per_update=10)
+    yield from (replace(KEPT, update_every=every) for every in (4, 8))
+    yield from (replace(FRESH, update_every=every) for every in (2, 4))
+    yield from (replace(KEPT, optimizer="nsgd"), replace(FRESH, optimizer="adam"))
+    yield from (replace(method, norm=norm) for method in (KEPT, FRESH) for norm in ("token", "cache", "none"))
+    yield from (replace(FRESH, min_entropy=gate) for gate in (1e-4, 1.0, 1.5))
+    yield replace(KEPT, min_entropy=1.0)
+    yield from (replace(FRESH, head_topk=rows, head_tail=tail) for rows, tail in ((0, 0.01), (256, 0.0)))
 
 
-def replays() -> Iterator[dict[str, Any]]:
-    """The settings of the replay, most of them with ``minimize``: its sign does not depend on the entropy's course."""
-    kept = {**KEPT, "policy": "minimize", "update_every": 1, "min_entropy": 1e-4}
-    fresh = {**FRESH, "policy": "minimize", "update_every": 1}
-    yield {"policy": "off"}
-    yield from (fresh, kept, {**kept, "update_every": 2})
-    yield from ({**kept, "beta1": beta, "learning_rate": rate} for beta, rate in ((0.9, 0.01), (0.9, 1.0), (0.5, 1.0)))
-    yield {**kept, "beta1": 0.9, "learning_rate": 0.01, "update_every": 2}
-    yield {**kept, "beta2": 0.9}
-    yield from ({**kept, "learning_rate": rate} for rate in (0.01, 0.1, 0.3, 3.0))
-    yield from ({**fresh, "learning_rate": rate} for rate in (0.1, 0.3, 2.0, 3.0))
-    yield from ({**fresh, "steps_per_update": n} for n in (2, 4))
-    yield from ({**fresh, "learning_rate": 0.3, "steps_per_update": n} for n in (4, 10))
-    yield from ({**kept, "update_every": 2, "steps_per_update": n, "learning_rate": 0.3} for n in (4, 10))
-    yield from ({**kept, "min_entropy": 0.5, "steps_per_update": n} for n in (1, 2, 4))
-    yield from ({**kept, "update_every": every} for every in (4, 8))
-    yield from ({**fresh, "update_every": every} for every in (2, 4))
-    yield from ({**kept, "optimizer": "nsgd", "learning_rate": rate} for rate in (0.3, 1.0, 3.0))
-    yield from ({**fresh, "optimizer": "adam", "learning_rate": rate} for rate in (0.3, 1.0))
-    yield from ({**setting, "norm": norm} for setting in (kept, fresh) for norm in ("token", "cache", "none"))
-    yield from ({**kept, "min_entropy": gate} for gate in (1.0, 1.5))
-    yield from ({**fresh, "min_entropy": gate} for gate in (1e-4, 1.0, 1.5))
-    yield from ({**fresh, "head_topk": rows, "head_tail": tail} for rows, tail in ((0, 0.01), (256, 0.0), (1024, 0.0)))
-    for setting in ({**kept, "update_every": 2}, fresh):
-        yield {**setting, "policy": "maximize"}
-        yield from ({**setting, "policy": "random", "seed": seed} for seed in range(4))
-        switch = {**setting, "policy": "switch"}
-        yield from ({**switch, "ema_decay": decay} for decay in (0.98, 0.95, 0.9, 0.8))
-        yield from ({**switch, "ema_decay": decay, "ema_correction": True} for decay in (0.98, 0.9))
-
-
-def presets(policies: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The package's presets under some policies."""
-    yield from ({"preset": name, "policy": policy} for name in ("gentle", "default", "strong") for policy in policies)
+def presets(*policies: str, names: Iterable[str] = PRESETS) -> list[VReason]:
+    """The package's presets under each policy."""
+    return [VReason.preset(name, policy=policy) for name in names for policy in policies]
 
 
 def plan() -> list[Run]:
-    """All runs."""
-    runs = [Run(method) for method in (*replays(), *presets(("switch", "minimize", "maximize")))]
-    base = {"policy": "off"}
-    runs += [Run(method, instruction="story") for method in (base, *presets(("minimize", "maximize")))]
-    free = [base, *presets(("switch", "minimize", "maximize"))]
+    """All runs, each once."""
+    strongest = ("default", "strong")
+    runs = [Run(method) for method in (*settings(), *presets("switch", "minimize", "maximize"))]
+    free = [OFF, *presets("switch"), *presets("minimize", "maximize", names=strongest)]
     runs += [Run(method, "greedy") for method in free]
-    sampled = [method for method in free if method.get("preset") != "gentle"]
-    return runs + [Run(method, "sampled", seed=seed) for seed in range(3) for method in sampled]
+    sampled = [OFF, *presets("switch", names=strongest), *presets("minimize", "maximize", names=["strong"])]
+    runs += [Run(method, "sampled", seed=seed) for seed in range(3) for method in sampled]
+    runs += [Run(method, instruction="story") for method in (OFF, *presets("minimize", "maximize", names=strongest))]
+    runs += [Run(method, tokens=LONG) for method in (OFF, *presets("switch"))]
+    return list({run.key: run for run in runs}.values())
 
 
 @dataclass
@@ -113,7 +106,7 @@ class Study:
     rig: Rig = field(default_factory=Rig.load)
     count: int = QUESTIONS
     _prompts: dict[str, tuple[list[Question], Prompts]] = field(default_factory=dict)
-    _replays: dict[str, Replay] = field(default_factory=dict)
+    _replays: dict[tuple[str, int], Replay] = field(default_factory=dict)
 
     def prompts(self, instruction: str) -> tuple[list[Question], Prompts]:
         """The questions, and their prompts."""
@@ -123,19 +116,19 @@ class Study:
             self._prompts[instruction] = asked, Prompts.of(self.rig.model, inputs)
         return self._prompts[instruction]
 
-    def replay(self, instruction: str = "reason", tokens: int = REPLAYED) -> Replay:
-        """The base model's greedy answers. The last one stays in memory: its distributions take gigabytes."""
-        if instruction not in self._replays:
+    def replay(self, instruction: str = "reason", tokens: int = TOKENS) -> Replay:
+        """The base model's greedy answers. The last one stays in memory: its distributions take up to a gigabyte."""
+        if (instruction, tokens) not in self._replays:
             self._replays.clear()
             _, prompts = self.prompts(instruction)
             answers, _ = new_tokens(self.rig, OFF, prompts, tokens)
-            self._replays[instruction] = Replay(self.rig, prompts, answers)
-        return self._replays[instruction]
+            self._replays[instruction, tokens] = Replay(self.rig, prompts, answers)
+        return self._replays[instruction, tokens]
 
     def run(self, run: Run) -> dict[str, Any]:
         """Its figures: arrays as nested lists, (questions, tokens)."""
         if run.kind == "replay":
-            arrays = self.replay(run.instruction).run(run.vreason())
+            arrays = self.replay(run.instruction, run.tokens).run(run.method)
             return {name: _rows(array) for name, array in arrays.items()}
         asked, prompts = self.prompts(run.instruction)
         settings: dict[str, Any] = {}
@@ -143,7 +136,7 @@ class Study:
             # Each question draws the same numbers under every setting.
             draws = [torch.Generator().manual_seed(1000 * run.seed + number) for number in range(len(asked))]
             settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "generators": draws}
-        answers, traces = new_tokens(self.rig, run.vreason(), prompts, FREE, **settings)
+        answers, traces = new_tokens(self.rig, run.method, prompts, run.tokens, **settings)
         texts = [self.rig.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
         chosen_from = [trace.entropy + np.nan_to_num(trace.entropy_change) for trace in traces]
         return {
@@ -154,14 +147,11 @@ class Study:
             "texts": texts,
         }
 
-    def temperatures(self, instruction: str = "reason") -> list[dict[str, Any]]:
+    def temperatures(self) -> Iterator[dict[str, Any]]:
         """The base model's own distributions at other temperatures, on its own tokens: the control."""
-        replay = self.replay(instruction)
-        steps = [round(0.5 + 0.05 * step, 2) for step in range(21)]
-        return [
-            {"temperature": step, **{name: _rows(x) for name, x in replay.at_temperature(step).items()}}
-            for step in steps
-        ]
+        for percent in range(50, 151, 5):
+            arrays = self.replay().at_temperature(percent / 100)
+            yield {"temperature": percent / 100, **{name: _rows(array) for name, array in arrays.items()}}
 
 
 def _rows(array: np.ndarray) -> list[list[float]]:
@@ -179,21 +169,19 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     written = options.output.read_text().splitlines() if options.output.exists() else []
     done = {json.dumps(json.loads(line)["run"], sort_keys=True) for line in written}
-    runs = [run for run in plan() if options.kind in (None, run.kind)]
-    # Two settings may be one: a preset, and the same in full.
-    runs = list({json.dumps(asdict(run), sort_keys=True): run for run in runs}.values())
-    left = [run for run in runs if json.dumps(asdict(run), sort_keys=True) not in done]
+    left = [run for run in plan() if run.key not in done and options.kind in (None, run.kind)]
     study = Study()
     with options.output.open("a") as file:
-        for run in tqdm(left, unit="run"):
-            started = time.process_time()
-            figures = study.run(run)
-            seconds = round(time.process_time() - started, 1)
-            file.write(json.dumps({"run": asdict(run), "seconds": seconds, **figures}) + "\n")
+
+        def write(line: dict[str, Any]) -> None:
+            file.write(json.dumps(line) + "\n")
             file.flush()
-        if left and options.kind in (None, "replay"):
+
+        for run in tqdm(left, unit="run"):
+            write({"run": asdict(run), **study.run(run)})
+        if json.dumps(_TEMPERATURES) not in done:
             for line in study.temperatures():
-                file.write(json.dumps({"run": {"kind": "temperature"}, **line}) + "\n")
+                write({"run": _TEMPERATURES, **line})
 
 
 if __name__ == "__main__":
