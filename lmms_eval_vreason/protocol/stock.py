@@ -55,7 +55,7 @@ def _load(benchmark: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    config = yaml.load(path.read_bytes(), Loader=_Loader)
     include = config.pop("include", None)
     return config if include is None else {**_read(path.parent / include), **config}
 

@@ -51,7 +51,6 @@ WRONG = [
     ("learning_rate", float("nan"), "[0, inf)"),
     ("update_every", 1.5, "must be a number"),
     ("oom", "retry", "error, lite"),
-    ("rounding", "up", "stochastic, nearest"),
     ("batch_size", "many", "at least 1"),
     ("max_num_frames", "all", "at least 2"),
     ("fps", "film", "must be a number"),
