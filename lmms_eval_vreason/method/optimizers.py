@@ -38,7 +38,10 @@ class NormalizedSgd(Sgd):
 
     def step(self, delta: Tensor, gradient: Tensor, active: Tensor) -> None:
         """As :meth:`Sgd.step`."""
-        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        # Under √tiny a norm's squares underflow. A smaller floor would make length / norm infinite: a gradient of 0
+        # would give nan in place of 0.
+        floor = math.sqrt(torch.finfo(gradient.dtype).tiny)
+        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(floor)
         delta.addcmul_(gradient, self.length / norm[:, None, None, None], value=-1)
 
 

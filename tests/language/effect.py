@@ -217,7 +217,10 @@ def curves_figure(study: Study, path: Path) -> None:
     for axis, (policy, tokens) in zip(
         axes, (("minimize", TOKENS), ("maximize", TOKENS), ("switch", LONG)), strict=True
     ):
-        lines = {name: study.preset(name, policy, tokens) for name in _COLOURS}
+        lines = {
+            name: study.preset(name, policy, tokens)
+            for name in (_COLOURS if policy != "switch" else ("default", "strong"))
+        }
         axis.plot(smooth(study.base(lines["default"])["entropy"]), color="black", label="base")
         for name, line in lines.items():
             axis.plot(smooth(line["entropy"]), color=_COLOURS[name], label=name)
