@@ -74,8 +74,8 @@ class VReason:
         prune_ratio: Lite: share of the video tokens dropped from all layers' caches after prefill. Paper: 0.5 for Lite.
         prune_score: Lite: the tokens with the lowest score go. ``value_norm`` and ``key_norm`` are L2 norms in the last
             layer, ``mean_value_norm`` the mean over layers, ``random`` a control. Ours (the paper says "norm").
-        compile: Compiled decoding over a static cache: ``on``, ``off``, or ``auto``, where transformers compiles. In a
-            run of lmms-eval ``auto`` measures what is faster. Ours.
+        compile: Compiled decoding over a static cache: ``on``, ``off``, or ``auto``, where transformers compiles by
+            itself. Ours.
         seed: Seed of the ``random`` policy and the ``random`` prune score.
 
     Raises:

@@ -38,11 +38,8 @@ class NormalizedSgd(Sgd):
 
     def step(self, delta: Tensor, gradient: Tensor, active: Tensor) -> None:
         """As :meth:`Sgd.step`."""
-        # Under √tiny a norm's squares underflow. A smaller floor would make length / norm infinite: a gradient of 0
-        # would give nan in place of 0.
-        floor = math.sqrt(torch.finfo(gradient.dtype).tiny)
-        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(floor)
-        delta.addcmul_(gradient, self.length / norm[:, None, None, None], value=-1)
+        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)[:, None, None, None]
+        delta.addcmul_(gradient, torch.where(norm > 0, self.length / norm, 0.0), value=-1)
 
 
 class Adam(Sgd):

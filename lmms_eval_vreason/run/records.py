@@ -85,11 +85,6 @@ def failure(record: Mapping[str, Any]) -> str:
     return f"{record['task']} doc {record['doc_id']}{repeat}: {lines[0]}"
 
 
-def for_peers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What other processes need of a record: all but its texts; ``text`` is what lmms-eval gets."""
-    return {name: value for name, value in record.items() if name not in ("prompt", "thinking", "answer")}
-
-
 def _mean_change(trace: Trace, sign: int) -> dict[str, Any]:
     changes = [float(c) for a, c in zip(trace.alpha, trace.entropy_change, strict=True) if a == sign and c == c]
     return {"updates": len(changes), "entropy_change": _number(sum(changes) / len(changes)) if changes else None}

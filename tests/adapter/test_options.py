@@ -46,7 +46,6 @@ WRONG = [
     ("max_error_rate", 1.5, "from 0 to 1"),
     ("shared_prefix", -1, "from 0 to 1000, auto or off"),
     ("shared_prefix", "always", "from 0 to 1000, auto or off"),
-    ("journal", f"{__file__}/nowhere", "cannot be written to"),
     ("learning_rate", "fast", "must be a number"),
     ("learning_rate", float("nan"), "[0, inf)"),
     ("update_every", 1.5, "must be a number"),

@@ -7,9 +7,9 @@ from lmms_eval_vreason import VReason
 from lmms_eval_vreason.method.shift import Shift
 
 
-def one_shift(learning_rate=0.01, **choices):
+def one_shift(**choices):
     values = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
-    return Shift(values, torch.ones(2, 5, dtype=torch.bool), VReason(learning_rate=learning_rate, **choices))
+    return Shift(values, torch.ones(2, 5, dtype=torch.bool), VReason(**{"learning_rate": 0.01, **choices}))
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.999), (0.5, 0.0)])
@@ -46,9 +46,9 @@ def test_nsgd_takes_a_step_of_one_length_along_the_gradient():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "nsgd"])
-@pytest.mark.parametrize("learning_rate", [0.01, 100.0])
-def test_an_inactive_sample_keeps_its_state_to_the_bit(optimizer, learning_rate):
-    shift = one_shift(learning_rate, optimizer=optimizer, beta1=0.5)
+def test_an_inactive_sample_keeps_its_state_to_the_bit(optimizer):
+    # A rate at which a step of no direction would be infinitely long.
+    shift = one_shift(optimizer=optimizer, beta1=0.5, learning_rate=1000.0)
     gradient = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(1))
     shift.step(gradient, torch.tensor([True, True]))
     before = [tensor[1].clone() for tensor in (shift.turns, *shift.optimizer.state())]
