@@ -48,13 +48,13 @@ class SteeringFacts:
     notes: dict[str, int]
 
 
-def steering_facts(records: Iterable[Record], *, policy: str, update_every: int) -> SteeringFacts:
+def steering_facts(records: Iterable[Record], *, policy: str) -> SteeringFacts:
     """Counts over a run's journal samples.
 
     Args:
         records: journal lines of kind ``sample``. Where a trace has None for its arrays, the sample counts in
             everything but ΔH and the shift.
-        policy, update_every: the run's, as in the journal's first line under ``method``.
+        policy: the run's, as in the journal's first line under ``method``.
     """
     records = list(records)
     finished = [record for record in records if record.get("error") is None]
@@ -62,7 +62,7 @@ def steering_facts(records: Iterable[Record], *, policy: str, update_every: int)
     steered = [trace for trace in traces if trace["updates"]]
     lowering, raising = ([trace[sign] for trace in traces] for sign in ("lowering", "raising"))
     relative_change, choices_changed = _strength(traces)
-    ratio, overhead = _due_step_cost(finished, update_every)
+    ratio, overhead = _due_step_cost(finished)
     notes = Counter(trace["note"] for trace in traces if trace["note"])
     notes.update({"no trace was kept": len(finished) - len(traces)})
     return SteeringFacts(
@@ -107,24 +107,20 @@ def _strength(traces: Iterable[Record]) -> tuple[float | None, float | None]:
     return change / entropy if entropy else None, changed / count if count else None
 
 
-def _due_step_cost(records: Iterable[Record], update_every: int) -> tuple[float | None, float | None]:
-    """Seconds of a due step over those of an ordinary one, and what due steps add to a run of ordinary ones.
+def _due_step_cost(records: Iterable[Record]) -> tuple[float | None, float | None]:
+    """Seconds of a step with an update over those of an ordinary one, and what they add to a run of ordinary ones.
 
-    A step is due every ``update_every``-th token, whether or not a sample's α moves its ΔV there, so due steps are
-    counted from the tokens and not from the updates. The first token comes with the prefill and is neither.
+    The first token comes with the prefill and is neither.
 
     Returns:
         (ratio, share); None where one of the kinds was not taken or not timed.
     """
     due, ordinary, seconds_due, seconds_ordinary = 0, 0, 0.0, 0.0
     for record in records:
-        times = record.get("seconds") or {}
-        if record.get("trace") is None or times.get("ordinary") is None or times.get("due") is None:
+        times, own_due = record.get("seconds") or {}, (record.get("trace") or {}).get("due_steps")
+        if own_due is None or times.get("ordinary") is None or times.get("due") is None:
             continue
-        decoded = max(record["tokens"]["output"] - 1, 0)
-        # A batch without video tokens has no due steps. Token t, from 0, is due where t + 1 divides.
-        own_due = (decoded + 1) // update_every - (update_every == 1) if times["due"] else 0
-        due, ordinary = due + own_due, ordinary + decoded - own_due
+        due, ordinary = due + own_due, ordinary + max(record["tokens"]["output"] - 1, 0) - own_due
         seconds_due, seconds_ordinary = seconds_due + times["due"], seconds_ordinary + times["ordinary"]
     if not (due and ordinary and seconds_ordinary):
         return None, None

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,6 @@ class Journal:
     Attributes:
         folder, path: The journal's folder, and this process' file of samples in it.
         finished: Key → record of each sample that an earlier run answered, whose trace is there as well.
-        other_settings: Where all its answers were made with other settings, those that differ, for the user.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], *, rank: int = 0, resume: bool = True) -> None:
@@ -53,9 +52,11 @@ class Journal:
             self._samples, self._traces = _Lines(self.path), _Lines(traces_path(self.path))
         except OSError as error:
             raise JournalError(f"{self.folder}: the journal cannot be written ({error.strerror})") from error
-        self.finished = {key: record for key, record in latest_samples(earlier).items() if record["error"] is None}
-        runs = {record["run"]: record for record in earlier if record["kind"] == "run"}
-        self.other_settings = _other_settings([runs.get(r["run"], {}) for r in self.finished.values()], run)
+        self._settings = {record["run"]: record.get("settings", {}) for record in earlier if record["kind"] == "run"}
+        latest = latest_samples(earlier)
+        self.finished = {key: record for key, record in latest.items() if record["error"] is None}
+        self._failed = latest.keys() - self.finished.keys()
+        self._made_by = {_identity(record): record["run"] for record in self.finished.values()}
         self._samples.add({"kind": "run", "version": VERSION, **run})
 
     def add(self, record: Mapping[str, Any], trace: Mapping[str, Any] | None = None) -> None:
@@ -68,6 +69,22 @@ class Journal:
             place = self._traces.add({"key": record["key"], **trace})
             record = {**record, "trace": {**record["trace"], "place": place}}
         self._samples.add({"kind": "sample", "version": VERSION, "run": self._run["run"], **record})
+
+    def why_not(self, key: str, identity: Mapping[str, Any]) -> str:
+        """Why the journal does not answer a sample that it knows, for the user; empty if it does not know it.
+
+        Args:
+            identity: The sample's task, split, doc_id and repeat.
+        """
+        if key in self._failed:
+            return "failed before"
+        run = self._made_by.get(_identity(identity))
+        if run is None:
+            return ""
+        if run == self._run["run"]:
+            return "had another prompt, media file or generation setting"
+        settings = json.loads(json.dumps(self._run.get("settings", {}), default=str))
+        return "were made with other settings: " + ", ".join(_differences(self._settings.get(run, {}), settings))
 
     def close(self) -> None:
         """Closes the files, and with them frees the lock."""
@@ -145,13 +162,8 @@ def _drop_half_line(path: Path) -> None:
             file.truncate(end)
 
 
-def _other_settings(made_by: Sequence[Record], run: Mapping[str, Any]) -> str:
-    """How the newest of the runs that gave answers differs from this one; empty if this one's settings gave some."""
-    newest = max(made_by, key=lambda earlier: earlier.get("started", ""), default=run)
-    if any(earlier.get("run") == run["run"] for earlier in made_by):
-        newest = run
-    before, now = (json.loads(json.dumps(each.get("settings", {}), default=str)) for each in (newest, run))
-    return ", ".join(_differences(before, now))
+def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(repr(record.get(name)) for name in ("task", "split", "doc_id", "repeat"))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -36,7 +36,7 @@ class Trace:
         seconds_prefill: Wall time of the batch's prefill, with pruning and the controllers' start.
         seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill. A
             due step at which no sample reaches ``min_entropy`` is one without.
-        steps_ordinary, steps_due: How many they are.
+        due_steps: How many of the sample's tokens came from a step with an update, of whichever sample of its batch.
         note: Why nothing was steered, or why it ended early; empty when all went well.
     """
 
@@ -54,8 +54,7 @@ class Trace:
     seconds_prefill: float
     seconds_ordinary: float
     seconds_due: float
-    steps_ordinary: int
-    steps_due: int
+    due_steps: int
     note: str
 
 
@@ -166,8 +165,7 @@ class TraceRecorder:
             seconds_prefill=self._seconds_prefill,
             seconds_ordinary=self._seconds[False],
             seconds_due=self._seconds[True],
-            steps_ordinary=max(self.tokens - 1, 0) - len(self._updated),
-            steps_due=len(self._updated),
+            due_steps=int(np.searchsorted(self._updated, len(columns["entropy"]))),
             note=fault or ("" if updates else note),
         )
 

@@ -1,5 +1,6 @@
 """What a run has to do: the answers that the journal holds, and the order in which the other samples are answered."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from lmms_eval_vreason.media.frames import estimated_tokens
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.run.processes import Team
-from lmms_eval_vreason.run.records import sample_key
+from lmms_eval_vreason.run.records import sample_key, who
 from lmms_eval_vreason.run.samples import Sample, Waiting
 
 # An estimate that only has to order prompts.
@@ -28,10 +29,12 @@ class Plan:
     Attributes:
         finished: Index of a request → its record in the journal.
         waiting: Samples to answer.
+        dropped: Why an earlier record of a waiting sample is not its answer → how many.
     """
 
     finished: dict[int, dict[str, Any]]
     waiting: list[Waiting]
+    dropped: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,23 @@ class Schedule:
         own: Groups that only this process can answer, since their media are in its memory.
         shared: Groups that any process can answer, the same list in each process.
         total, finished: Samples of all processes, and those of them that the journal has answered.
+        dropped: As in :class:`Plan`, over all processes.
     """
 
     own: list[Group]
     shared: list[Group]
     total: int
     finished: int
+    dropped: Counter[str]
+
+    def resume_line(self) -> str:
+        """What was taken from the journal and what was not, for the user; empty if it held nothing of this run."""
+        if not self.finished and not self.dropped:
+            return ""
+        left = self.total - self.finished
+        line = f"{self.finished} of {self.total} answers taken from the journal, {left} to go"
+        reasons = "; ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
+        return f"{line} ({reasons})" if reasons else line
 
 
 def make_plan(samples: Iterable[Sample], journal: Journal | None, settings: str, rank: int, oom: str) -> Plan:
@@ -58,14 +72,19 @@ def make_plan(samples: Iterable[Sample], journal: Journal | None, settings: str,
         rank: This process'.
         oom: As in :class:`~lmms_eval_vreason.run.options.RunOptions`. Answers given with Lite count only with ``lite``.
     """
-    plan = Plan({}, [])
+    plan = Plan({}, [], Counter())
     for sample in samples:
         key = sample_key(sample, settings)
         record = journal.finished.get(key) if journal is not None else None
-        if record is not None and (oom == "lite" or not record.get("remark")):
+        of_lite = record is not None and bool(record.get("remark")) and oom != "lite"
+        if record is not None and not of_lite:
             plan.finished[sample.index] = record
-        else:
-            plan.waiting.append(Waiting(sample, key, rank))
+            continue
+        plan.waiting.append(Waiting(sample, key, rank))
+        if of_lite:
+            plan.dropped["had been answered with oom=lite"] += 1
+        elif journal is not None and (reason := journal.why_not(key, who(sample))):
+            plan.dropped[reason] += 1
     return plan
 
 
@@ -82,10 +101,10 @@ def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
     # Media that a task holds in memory are not sent to other processes.
     movable = [w for w in waiting if w.sample.movable]
     fixed = [w for w in waiting if not w.sample.movable]
-    shares = team.gather((len(waiting), len(plan.finished), movable))
-    left, finished, shared = zip(*shares, strict=True)
+    shares = team.gather((len(waiting), len(plan.finished), plan.dropped, movable))
+    left, finished, dropped, shared = zip(*shares, strict=True)
     total, everyone = sum(left) + sum(finished), [w for share in shared for w in share]
-    return Schedule(grouped(fixed), grouped(everyone), total, sum(finished))
+    return Schedule(grouped(fixed), grouped(everyone), total, sum(finished), sum(dropped, Counter()))
 
 
 def prompt_lengths(samples: Sequence[Sample], options: VideoOptions) -> list[int]:

@@ -68,6 +68,7 @@ def trace_summary(trace: Trace) -> dict[str, Any]:
     lowering, raising = (_mean_change(trace, sign) for sign in (-1, 1))
     return {
         "updates": trace.updates,
+        "due_steps": trace.due_steps,
         "peak_index": trace.peak_index,
         "video_tokens": trace.video_tokens,
         "last_shift": _number(trace.shift[-1]) if len(trace.shift) else None,

@@ -74,12 +74,8 @@ class Run:
         alone = self.team.size == 1 and self.size.now == 1 and not self.size.auto
         # Lengths order the samples of several processes or batches; to know them, every file is opened.
         schedule = share_out(plan, self.team, None if alone else self.options.video)
-        if self.team.rank == 0 and self.journal is not None:
-            if schedule.finished:
-                left = schedule.total - schedule.finished
-                logger.info(f"{schedule.finished} of {schedule.total} answers taken from the journal, {left} to go")
-            elif self.journal.other_settings:
-                logger.info(f"the journal's answers were made with other settings: {self.journal.other_settings}")
+        if self.team.rank == 0 and (line := schedule.resume_line()):
+            logger.info(line)
         with Progress(self.team, schedule.total, schedule.finished) as progress:
             groups = [*schedule.own, *schedule.shared]
             samples = [waiting.sample for group in groups for waiting in group]

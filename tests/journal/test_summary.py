@@ -18,6 +18,7 @@ def traced(entropy, change, changed):
     arrays = {name: np.asarray(values, "float32") for name, values in arrays.items()}
     updates = int(np.count_nonzero(arrays["alpha"]))
     facts = {"peak_index": 0, "video_tokens": 4, "seconds_prefill": 0, "seconds_ordinary": 0, "seconds_due": 0}
+    facts["due_steps"] = updates
     return Trace(**arrays, updates=updates, **facts, note="")
 
 
@@ -27,7 +28,7 @@ def record(trace):
 
 def facts_of(*traces, policy="switch"):
     records = [record(trace_summary(trace) if isinstance(trace, Trace) else trace) for trace in traces]
-    return steering_facts(records, policy=policy, update_every=2)
+    return steering_facts(records, policy=policy)
 
 
 def weak(changed=0.0):

@@ -55,14 +55,18 @@ def journal(tmp_path):
     return Journal(tmp_path, {"run": "2" * 64, "settings": {"learning_rate": 0.5}})
 
 
-def test_a_plan_says_what_the_journal_answers(journal):
+def test_a_plan_says_what_the_journal_answers_and_why_it_does_not_answer_the_rest(journal):
     unbuilt = replace(sample(4), error=ValueError("no prompt"))
     plan = make_plan([*map(sample, range(4)), unbuilt], journal, "settings", 0, "error")
     assert (list(plan.finished), [w.sample.index for w in plan.waiting]) == ([0], [1, 2, 3, 4])
     schedule = share_out(plan, Team.alone(), None)
     # An error is not sent to other processes.
     assert [w.sample.index for group in schedule.own for w in group] == [4]
-    assert (schedule.finished, schedule.total) == (1, 5)
+    line = schedule.resume_line()
+    assert line.startswith("1 of 5 answers taken from the journal, 4 to go (")
+    assert "1 failed before" in line
+    assert "1 were made with other settings: learning_rate=0.01" in line
+    assert share_out(make_plan([sample(9)], journal, "settings", 0, "error"), Team.alone(), None).resume_line() == ""
     assert make_plan([sample(0)], None, "settings", 0, "error").finished == {}
 
 
@@ -73,6 +77,7 @@ def test_an_answer_given_with_lite_is_resumed_only_with_lite(tmp_path, remark, o
     Journal(tmp_path, header).add(own)
     plan = make_plan([sample(0)], Journal(tmp_path, header), "settings", 0, oom)
     assert (len(plan.finished), len(plan.waiting)) == (resumed, 1 - resumed)
+    assert sum(plan.dropped.values()) == 1 - resumed
 
 
 def test_neighbours_of_other_settings_or_of_a_much_longer_prompt_are_not_batched_together():
