@@ -2,17 +2,14 @@
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from replay import OFF, mean, ragged
-from study import LONG, TOKENS
-
-from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.config import PRESETS
+from replay import mean, ragged
+from study import DEFAULT, LONG, PRESETS, TOKENS
 
 # Parts of an answer, by its tokens.
 PARTS = ((0, 10), (10, 20), (20, 40), (40, 70), (70, 100))
@@ -44,12 +41,13 @@ class Study:
 
     def base(self, line: Line) -> Line:
         """The base model's run beside ``line``."""
-        run = {**line["run"], "method": asdict(OFF)}
-        return next(other for other in self.lines if other["run"] == run)
+        beside = {name: value for name, value in line["run"].items() if name != "method"}
+        bases = [other for other in self.lines if other["run"].get("method", {}).get("policy") == "off"]
+        return next(other for other in bases if beside.items() <= other["run"].items())
 
     def preset(self, name: str, policy: str, tokens: int = TOKENS) -> Line:
         """The replay of a preset."""
-        method = asdict(VReason.preset(name, policy=policy))
+        method = asdict(replace(PRESETS[name], policy=policy))
         return next(line for line in self.runs("replay", tokens=tokens) if line["run"]["method"] == method)
 
     def temperatures(self) -> list[Line]:
@@ -172,14 +170,14 @@ def temperature_table(study: Study, lines: list[Line]) -> str:
 
 def name_of(method: dict[str, Any]) -> str:
     """A setting in words: a preset's name, or what it is made of."""
-    names = [name for name in PRESETS if asdict(VReason.preset(name, policy=method["policy"])) == method]
+    names = [name for name in PRESETS if asdict(replace(PRESETS[name], policy=method["policy"])) == method]
     if names:
         return f"**{names[0]}**, {method['policy']}"
     optimizer = {"adam": f"Adam β1 {method['beta1']:g}", "nsgd": "nSGD", "sgd": "SGD"}[method["optimizer"]]
     words = [] if method["policy"] == "minimize" else [method["policy"]]
     words += ["kept" if method["keep_shift"] else "from 0", optimizer, f"rate {method['learning_rate']:g}"]
     words += [f"every {method['update_every']}"]
-    usual = asdict(VReason())
+    usual = asdict(DEFAULT)
     for name, shown in _SHOWN.items():
         if method[name] != usual[name] and not (name == "ema_decay" and method["policy"] != "switch"):
             words.append(shown.format(method[name]))

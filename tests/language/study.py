@@ -21,12 +21,27 @@ from smollm2 import Rig
 from tqdm import tqdm
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.config import PRESETS
 
-QUESTIONS, TOKENS, LONG = 24, 100, 200
+QUESTIONS, TOKENS, LONG = 12, 100, 200
+# The presets in full: a file's lines stay readable when the package's change.
+DEFAULT = VReason(
+    learning_rate=1.0,
+    update_every=2,
+    keep_shift=True,
+    optimizer="adam",
+    beta1=0.0,
+    steps_per_update=1,
+    norm="head",
+    ema_decay=0.9,
+    ema_correction=False,
+    min_entropy=0.5,
+)
+PRESETS = {
+    "gentle": replace(DEFAULT, learning_rate=0.3),
+    "default": DEFAULT,
+    "strong": replace(DEFAULT, keep_shift=False, optimizer="nsgd", update_every=1),
+}
 _TEMPERATURES = {"kind": "temperature"}
-KEPT = VReason(policy="minimize", keep_shift=True, optimizer="adam", beta1=0.0, learning_rate=1.0, update_every=1)
-FRESH = replace(KEPT, keep_shift=False, optimizer="nsgd", min_entropy=0.5)
 
 
 @dataclass(frozen=True)
@@ -53,50 +68,38 @@ class Run:
 
 
 def settings() -> Iterator[VReason]:
-    """What is replayed, most of it with ``minimize``: its sign does not depend on the entropy's course."""
-    every_other = replace(KEPT, update_every=2)
-    yield from (OFF, every_other, KEPT, FRESH)
-    yield from (replace(FRESH, steps_per_update=2), replace(FRESH, learning_rate=2.0))
-    yield from (replace(KEPT, min_entropy=0.5), replace(every_other, steps_per_update=2))
-    yield replace(KEPT, min_entropy=0.5, steps_per_update=2)
-    for method in (every_other, FRESH):
-        yield replace(method, policy="maximize")
-        yield from (replace(method, policy="random", seed=seed) for seed in range(3))
-        switch = replace(method, policy="switch")
-        yield from (replace(switch, ema_decay=decay) for decay in (0.98, 0.9, 0.8))
-        yield replace(switch, ema_correction=True)
-    yield replace(every_other, beta1=0.9, learning_rate=0.01)
-    yield from (replace(KEPT, beta1=beta) for beta in (0.5, 0.9))
-    yield replace(KEPT, beta2=0.9)
-    yield from (replace(method, learning_rate=rate) for method in (KEPT, FRESH) for rate in (0.1, 0.3, 3.0))
-    yield replace(FRESH, steps_per_update=4)
-    yield from (replace(method, learning_rate=0.3, steps_per_update=4) for method in (FRESH, every_other))
-    yield replace(every_other, learning_rate=0.3, steps_per_update=10)
-    yield from (replace(KEPT, update_every=every) for every in (4, 8))
-    yield replace(FRESH, update_every=2)
-    yield from (replace(KEPT, optimizer="nsgd"), replace(FRESH, optimizer="adam"))
-    yield from (replace(KEPT, norm=norm) for norm in ("token", "cache", "none"))
-    yield replace(FRESH, norm="cache")
-    yield from (replace(FRESH, min_entropy=gate) for gate in (1e-4, 1.0, 1.5))
-    yield replace(KEPT, min_entropy=1.0)
-    yield from (replace(FRESH, head_topk=rows, head_tail=tail) for rows, tail in ((0, 0.01), (256, 0.0)))
+    """What is replayed beside the presets, with ``minimize``: its sign does not depend on the entropy's course."""
+    default, strong = (replace(PRESETS[name], policy="minimize") for name in ("default", "strong"))
+    yield from (replace(default, min_entropy=1e-4), replace(default, update_every=1, min_entropy=1.0))
+    yield from (replace(default, update_every=every) for every in (1, 4))
+    yield from (replace(default, learning_rate=rate) for rate in (0.1, 3.0))
+    yield from (replace(strong, learning_rate=rate) for rate in (0.3, 2.0))
+    yield from (replace(strong, min_entropy=gate) for gate in (1e-4, 1.0))
+    yield from (replace(default, steps_per_update=4), replace(strong, steps_per_update=2))
+    yield from (replace(default, beta1=0.9), replace(default, beta1=0.9, learning_rate=0.01, min_entropy=1e-4))
+    yield from (replace(default, keep_shift=False), replace(default, optimizer="nsgd"))
+    yield from (replace(strong, keep_shift=True), replace(strong, update_every=2))
+    yield from (replace(default, norm=norm) for norm in ("token", "cache", "none"))
+    yield replace(strong, head_topk=0)
 
 
-def presets(*policies: str, names: Iterable[str] = PRESETS) -> list[VReason]:
-    """The package's presets under each policy."""
-    return [VReason.preset(name, policy=policy) for name in names for policy in policies]
+def under(*policies: str, names: Iterable[str] = PRESETS) -> list[VReason]:
+    """The presets under each policy."""
+    return [replace(PRESETS[name], policy=policy) for name in names for policy in policies]
 
 
 def plan() -> list[Run]:
     """All runs, each once."""
-    strongest = ("default", "strong")
-    runs = [Run(method) for method in (*settings(), *presets("switch", "minimize", "maximize"))]
-    free = [OFF, *presets("switch"), *presets("minimize", "maximize", names=strongest)]
-    runs += [Run(method, "greedy") for method in free]
-    sampled = [OFF, *presets("switch", names=strongest)]
-    runs += [Run(method, "sampled", seed=seed) for seed in range(3) for method in sampled]
-    runs += [Run(method, instruction="story") for method in (OFF, *presets("minimize", "maximize", names=strongest))]
-    runs += [Run(method, tokens=LONG) for method in (OFF, *presets("switch", names=strongest))]
+    every_policy = "minimize", "maximize", "switch", "random"
+    runs = [Run(method) for method in (OFF, *under(*every_policy), *settings())]
+    default, strong = under("switch", names=["default", "strong"])
+    runs += [Run(replace(method, policy="random", seed=1)) for method in (default, strong)]
+    free = [OFF, default, strong, *under("minimize", "maximize", names=["default"])]
+    runs += [Run(method, "greedy") for method in (*free, replace(strong, policy="minimize"))]
+    runs += [Run(method, "sampled", seed=seed) for seed in range(2) for method in (OFF, default, strong)]
+    averages = [{}, {"ema_decay": 0.98}, {"ema_correction": True}]
+    runs += [Run(OFF, tokens=LONG)]
+    runs += [Run(replace(method, **average), tokens=LONG) for average in averages for method in (default, strong)]
     return list({run.key: run for run in runs}.values())
 
 
