@@ -64,8 +64,8 @@ class VReason:
         norm: Over what the update preserves the norm of V: ``head`` (per token and KV head, over head_dim; ours),
             ``token`` (per token, over all KV heads), ``cache`` (one norm for all of a sample's video, as the paper's
             figure can be read) or ``none`` (V + ΔV as it is).
-        min_entropy: Nats; below it an update is skipped and costs next to nothing: what is certain has little to gain, and
-            a step that does not know the gradient's size would turn the values for nothing. Ours.
+        min_entropy: Nats; below it an update is skipped and costs next to nothing. What is certain has little to gain,
+            and a step that does not know the gradient's size would turn the values for nothing. Ours.
         head_topk: At most this many of the likeliest tokens take part in an update, in its gradient and its refreshed
             logits; the others keep their logits. 0 is exact, and so is any update of ``kl_u_p``, whose gradient is
             spread over the whole vocabulary. Ours.
