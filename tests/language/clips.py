@@ -18,11 +18,7 @@ ACTIONS = (
 )
 # A prompt of 16 to 32 frames is nearly all video. With so many moments video is four fifths of this one.
 MOMENTS = 14
-# The first asks for reasoning, as the method's own instruction does; the second leaves the text far more open.
-INSTRUCTIONS = {
-    "reason": "Think step by step about what happens in the video, then answer.",
-    "story": "Tell the story of the video, then answer and say why.",
-}
+INSTRUCTION = "Think step by step about what happens in the video, then answer."
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,12 @@ class Question:
         return bool(named) and named[-1] == self.answer
 
 
-def questions(count: int, instruction: str = "reason") -> list[Question]:
+def questions(count: int) -> list[Question]:
     """``count`` questions, each on a clip of its own. More of them begin with the same ones."""
-    return [_question(random.Random(f"clip {number}"), INSTRUCTIONS[instruction]) for number in range(count)]
+    return [_question(random.Random(f"clip {number}")) for number in range(count)]
 
 
-def _question(draw: random.Random, instruction: str) -> Question:
+def _question(draw: random.Random) -> Question:
     people, actions = draw.sample(PEOPLE, MOMENTS), draw.sample(ACTIONS, MOMENTS)
     # What is asked is among the first three.
     colours = draw.sample(COLOURS, 3) + draw.choices(COLOURS, k=MOMENTS - 3)
@@ -68,5 +64,5 @@ def _question(draw: random.Random, instruction: str) -> Question:
             (f"Who appears right after the {people[0]}?", tuple(draw.sample(three, 3)), people[1]),
         ]
     )
-    text = f"{asked} ({', '.join(options)}) {instruction}"
+    text = f"{asked} ({', '.join(options)}) {INSTRUCTION}"
     return Question(description, text, options, answer)

@@ -32,11 +32,10 @@ class Study:
         """``path``: JSON lines."""
         return cls([json.loads(line) for line in path.read_text().splitlines()])
 
-    def runs(self, kind: str, instruction: str = "reason", tokens: int = TOKENS) -> list[Line]:
+    def runs(self, kind: str, tokens: int = TOKENS) -> list[Line]:
         """Those of one kind, the base model's left out."""
-        wanted = (kind, instruction, tokens)
         runs = [line for line in self.lines if "method" in line["run"]]
-        runs = [line for line in runs if tuple(line["run"][x] for x in ("kind", "instruction", "tokens")) == wanted]
+        runs = [line for line in runs if (line["run"]["kind"], line["run"]["tokens"]) == (kind, tokens)]
         return [line for line in runs if line["run"]["method"]["policy"] != "off"]
 
     def base(self, line: Line) -> Line:
@@ -93,13 +92,14 @@ def replay_table(study: Study, lines: list[Line]) -> str:
 
 def switch_table(study: Study, lines: list[Line]) -> str:
     """The change, and the share of updates that raise the entropy, by the part of the answer."""
-    rows = [["setting", *(f"{start + 1}–{stop}" for start, stop in PARTS), "all"]]
+    parts = (*PARTS, (TOKENS, LONG))
+    rows = [["setting", *(f"{start + 1}–{stop}" for start, stop in parts), "all"]]
     for line in lines:
         alpha = ragged(line["alpha"])
         cells = []
-        for part in PARTS:
-            made = alpha[:, slice(*part)]
-            raised = 100 * (made > 0).sum() / max(1, (np.nan_to_num(made) != 0).sum())
+        for part in parts:
+            made = np.nan_to_num(alpha[:, slice(*part)])
+            raised = 100 * (made > 0).sum() / max(1, (made != 0).sum())
             cells.append(f"{study.percent(line, part)[0]:+.0f} ({raised:.0f}%)")
         rows.append([name_of(line["run"]["method"]), *cells, "{:+.1f} ± {:.1f}".format(*study.percent(line))])
     return markdown(rows)
@@ -247,8 +247,8 @@ def frontier_figure(study: Study, path: Path) -> None:
         style = {"marker": marker, "s": 70, "facecolors": "none", "edgecolors": "black", "label": name}
         for axis, x in ((cost, overhead(line)), (harm, kl_of(line))):
             axis.scatter([x], [study.percent(line)[0]], **style)
-    cost.set(xlabel="overhead, % of a decoding step's weights (7B)", ylabel="ΔH, %", xlim=(0, 15))
-    harm.set(xlabel="KL to base, nats", xlim=(0, 0.2), ylim=(-45, 1))
+    cost.set(xlabel="overhead, % of a decoding step's weights (7B)", ylabel="ΔH, %", xlim=(0, 8))
+    harm.set(xlabel="KL to base, nats", xlim=(0, 0.3), ylim=(-62, 1))
     cost.legend(frameon=False, fontsize=8)
     harm.legend(frameon=False, fontsize=8)
     save(figure, path)
@@ -277,13 +277,10 @@ def main() -> None:
     study = Study.read(options.study)
     replays = study.runs("replay")
     presets = [study.preset(name, policy) for policy in ("minimize", "maximize", "switch") for name in PRESETS]
-    switched = [line for line in replays if line["run"]["method"]["policy"] == "switch"]
     print("## Presets\n", replay_table(study, presets), sep="\n")
     print("\n## Their temperatures\n", temperature_table(study, presets), sep="\n")
-    print("\n## The switch\n", switch_table(study, switched), sep="\n")
-    print("\n## To 200 tokens\n", switch_table(study, study.runs("replay", tokens=LONG)), sep="\n")
+    print("\n## The switch\n", switch_table(study, study.runs("replay", tokens=LONG)), sep="\n")
     print("\n## Grid\n", replay_table(study, replays), sep="\n")
-    print("\n## Another instruction\n", replay_table(study, study.runs("replay", "story")), sep="\n")
     print("\n## Greedy\n", free_table(study, study.runs("greedy")), sep="\n")
     print("\n## Sampled\n", free_table(study, study.runs("sampled")), sep="\n")
     if options.images:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from clips import Question, questions
-from replay import OFF, Prompts, Replay, new_tokens, ragged
+from replay import Prompts, Replay, new_tokens, ragged
 from smollm2 import Rig
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ DEFAULT = VReason(
     ema_correction=False,
     min_entropy=0.5,
 )
+BASE = replace(DEFAULT, policy="off")
 PRESETS = {
     "gentle": replace(DEFAULT, learning_rate=0.3),
     "default": DEFAULT,
@@ -50,14 +51,12 @@ class Run:
 
     Attributes:
         kind: ``replay``, ``greedy`` or ``sampled``.
-        instruction: Of :data:`clips.INSTRUCTIONS`.
         tokens: Most of an answer.
         seed: Of ``sampled``.
     """
 
     method: VReason
     kind: str = "replay"
-    instruction: str = "reason"
     tokens: int = TOKENS
     seed: int = 0
 
@@ -91,50 +90,50 @@ def under(*policies: str, names: Iterable[str] = PRESETS) -> list[VReason]:
 def plan() -> list[Run]:
     """All runs, each once."""
     every_policy = "minimize", "maximize", "switch", "random"
-    runs = [Run(method) for method in (OFF, *under(*every_policy), *settings())]
+    runs = [Run(method) for method in (BASE, *under(*every_policy), *settings())]
     default, strong = under("switch", names=["default", "strong"])
     runs += [Run(replace(method, policy="random", seed=1)) for method in (default, strong)]
-    free = [OFF, default, strong, *under("minimize", "maximize", names=["default"])]
+    free = [BASE, default, strong, *under("minimize", "maximize", names=["default"])]
     runs += [Run(method, "greedy") for method in (*free, replace(strong, policy="minimize"))]
-    runs += [Run(method, "sampled", seed=seed) for seed in range(2) for method in (OFF, default, strong)]
+    runs += [Run(method, "sampled", seed=seed) for seed in range(2) for method in (BASE, default, strong)]
     averages = [{}, {"ema_decay": 0.98}, {"ema_correction": True}]
-    runs += [Run(OFF, tokens=LONG)]
+    runs += [Run(BASE, tokens=LONG)]
     runs += [Run(replace(method, **average), tokens=LONG) for average in averages for method in (default, strong)]
     return list({run.key: run for run in runs}.values())
 
 
 @dataclass
 class Study:
-    """The rig with its questions, whose prefill and base answers all runs of one instruction share."""
+    """The rig with its questions, whose prefill and base answers its runs share."""
 
     rig: Rig = field(default_factory=Rig.load)
     count: int = QUESTIONS
-    _prompts: dict[str, tuple[list[Question], Prompts]] = field(default_factory=dict)
-    _replays: dict[tuple[str, int], Replay] = field(default_factory=dict)
+    _prompts: tuple[list[Question], Prompts] | None = None
+    _replays: dict[int, Replay] = field(default_factory=dict)
 
-    def prompts(self, instruction: str) -> tuple[list[Question], Prompts]:
+    def prompts(self) -> tuple[list[Question], Prompts]:
         """The questions, and their prompts."""
-        if instruction not in self._prompts:
-            asked = questions(self.count, instruction)
+        if self._prompts is None:
+            asked = questions(self.count)
             inputs = [self.rig.inputs(question.description, question.text) for question in asked]
-            self._prompts[instruction] = asked, Prompts.of(self.rig.model, inputs)
-        return self._prompts[instruction]
+            self._prompts = asked, Prompts.of(self.rig.model, inputs)
+        return self._prompts
 
-    def replay(self, instruction: str = "reason", tokens: int = TOKENS) -> Replay:
-        """The base model's greedy answers. The last one stays in memory: its distributions take up to a gigabyte."""
-        if (instruction, tokens) not in self._replays:
+    def replay(self, tokens: int = TOKENS) -> Replay:
+        """The base model's greedy answers. The last one stays in memory: its distributions take half a gigabyte."""
+        if tokens not in self._replays:
             self._replays.clear()
-            _, prompts = self.prompts(instruction)
-            answers, _ = new_tokens(self.rig, OFF, prompts, tokens)
-            self._replays[instruction, tokens] = Replay(self.rig, prompts, answers)
-        return self._replays[instruction, tokens]
+            _, prompts = self.prompts()
+            answers, _ = new_tokens(self.rig, BASE, prompts, tokens)
+            self._replays[tokens] = Replay(self.rig, prompts, answers)
+        return self._replays[tokens]
 
     def run(self, run: Run) -> dict[str, Any]:
         """Its figures: arrays as nested lists, (questions, tokens)."""
         if run.kind == "replay":
-            arrays = self.replay(run.instruction, run.tokens).run(run.method)
+            arrays = self.replay(run.tokens).run(run.method)
             return {name: _rows(array) for name, array in arrays.items()}
-        asked, prompts = self.prompts(run.instruction)
+        asked, prompts = self.prompts()
         settings: dict[str, Any] = {}
         if run.kind == "sampled":
             # Each question draws the same numbers under every setting.

@@ -9,6 +9,7 @@ import torch
 from clips import questions
 from replay import OFF, Prompts, Replay, mean, new_tokens
 from smollm2 import Rig, installed, llama
+from study import PRESETS as STUDIED
 
 from lmms_eval_vreason import VReason, generate
 from lmms_eval_vreason.families.positions import trained_positions
@@ -121,6 +122,11 @@ def test_the_trace_has_the_entropy_that_a_token_is_chosen_from(rig, replay, name
         noted = trace.entropy + np.nan_to_num(trace.entropy_change)
         assert np.allclose(row[: len(noted)], noted, atol=1e-4)
     assert any(trace.updates for trace in traces)
+
+
+def test_the_page_tells_of_the_packages_presets():
+    """docs/effect.md comes from the study's. If this fails, run the study again."""
+    assert {name: VReason.preset(name) for name in PRESETS} == STUDIED
 
 
 @pytest.mark.parametrize(("policy", "sign"), [("minimize", -1), ("maximize", 1)])
