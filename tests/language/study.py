@@ -96,7 +96,7 @@ def plan() -> list[Run]:
     free = [BASE, default, strong, *under("minimize", "maximize", names=["default"])]
     runs += [Run(method, "greedy") for method in (*free, replace(strong, policy="minimize"))]
     runs += [Run(method, "sampled", seed=seed) for seed in range(2) for method in (BASE, default, strong)]
-    averages = [{}, {"ema_decay": 0.98}, {"ema_correction": True}]
+    averages: list[dict[str, Any]] = [{}, {"ema_decay": 0.98}, {"ema_correction": True}]
     runs += [Run(BASE, tokens=LONG)]
     runs += [Run(replace(method, **average), tokens=LONG) for average in averages for method in (default, strong)]
     return list({run.key: run for run in runs}.values())
@@ -183,7 +183,7 @@ def main() -> None:
         for run in tqdm(left, unit="run"):
             write({"run": asdict(run), **study.run(run)})
         if json.dumps(_TEMPERATURES) not in done:
-            for line in study.temperatures():
+            for line in list(study.temperatures()):
                 write({"run": _TEMPERATURES, **line})
 
 
