@@ -24,7 +24,7 @@ class SteeringFacts:
         entropy_change_lowering, entropy_change_raising: the same where α is −1 and +1.
         relative_change: mean |ΔH| of the updates over the mean H that they found; both signs count.
         choices_changed: share of the updates that made another token the likeliest.
-        shift: mean ‖ΔV‖/‖V‖ at the last token of steered samples.
+        shift: mean ‖ΔV‖/‖V‖ at the last update of steered samples.
         without_video: share of the traced samples.
         due_step_ratio: seconds of a due step over those of an ordinary one.
         overhead: what due steps add, as a share of the decoding time of ordinary steps alone.
@@ -143,7 +143,7 @@ def format_facts(facts: SteeringFacts) -> str:
     if (strength := format_strength(facts)) is not None:
         parts.append(strength)
     if facts.shift is not None:
-        parts.append(f"relative shift ‖ΔV‖/‖V‖ at the last token {100 * facts.shift:.1f}%")
+        parts.append(f"relative shift ‖ΔV‖/‖V‖ at the last update {100 * facts.shift:.1f}%")
     if facts.without_video is not None:
         parts.append(f"{100 * facts.without_video:.0f}% without video tokens")
     if facts.due_step_ratio is not None and facts.overhead is not None:

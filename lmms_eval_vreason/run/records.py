@@ -66,12 +66,13 @@ def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:
 def trace_summary(trace: Trace) -> dict[str, Any]:
     """A trace in a few numbers, for the sample's own line. ΔH is a mean over the updates of one sign, in nats."""
     lowering, raising = (_mean_change(trace, sign) for sign in (-1, 1))
+    shifts = trace.shift[trace.alpha != 0]
     return {
         "updates": trace.updates,
         "due_steps": trace.due_steps,
         "peak_index": trace.peak_index,
         "video_tokens": trace.video_tokens,
-        "last_shift": _number(trace.shift[-1]) if len(trace.shift) else None,
+        "last_shift": _number(shifts[-1]) if len(shifts) else None,
         "lowering": lowering,
         "raising": raising,
         "refreshed": _refreshed(trace),

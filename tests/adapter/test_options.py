@@ -111,6 +111,7 @@ def test_text_as_the_command_line_hands_it_over():
             "learning_rate": "0.03",
             "update_every": 4,
             "refresh": "off",
+            "keep_shift": "on",
             "thinking": False,
             "policy": "off",
             "compile": True,

@@ -19,7 +19,7 @@ METHODS = {
     "switching": VReason(learning_rate=0.1, ema_decay=0.3, update_every=1),
     "sgd": VReason(optimizer="sgd", learning_rate=20.0, policy="minimize"),
     "steps": VReason(learning_rate=0.03, steps_per_update=2),
-    "topk": VReason(learning_rate=0.03, head_topk=24, refresh=False),
+    "topk": VReason(learning_rate=0.03, head_topk=24, refresh=False, keep_shift=True),
     "lite": VReason(learning_rate=0.03, prune_ratio=0.5),
     "lite, random": VReason(learning_rate=0.03, prune_ratio=0.3, prune_score="random", policy="random"),
 }

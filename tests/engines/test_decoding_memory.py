@@ -15,7 +15,7 @@ SAMPLES = [prompt(seed=1, videos=((4, 8, 8),)), prompt(seed=2, videos=((2, 8, 8)
 METHODS = {
     "default": VReason(update_every=1),
     "steps": VReason(update_every=1, steps_per_update=2),
-    "no refresh": VReason(update_every=1, refresh=False, head_topk=16),
+    "no refresh": VReason(update_every=1, refresh=False, keep_shift=True, head_topk=16),
 }
 
 

@@ -275,7 +275,7 @@ def facts_of(records, policy="switch"):
 def test_steering_line_counts_what_the_journal_holds():
     line = steering_line(facts_of(mixed_records()))
     assert "3 of 5 samples steered, 30 updates, mean ΔH +0.0080 nats an update (-0.0100 where α = −1, +0.0200" in line
-    assert "relative shift ‖ΔV‖/‖V‖ at the last token 1.0%" in line  # ten updates of 0.001 each
+    assert "relative shift ‖ΔV‖/‖V‖ at the last update 1.0%" in line  # ten updates of 0.001 each
     assert "25% without video tokens" in line
     assert "1 failed" in line
     assert steering_warning(facts_of(mixed_records())) == ""
