@@ -46,6 +46,10 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
     """Qwen2.5-VL under V-Reason, for every lmms-eval task that asks for text.
 
     All ``--model_args`` are on the page ``docs/arguments.md``; each is checked before the model loads.
+
+    Attributes:
+        identity: As of :func:`run_identity`.
+        setup: What answers the samples.
     """
 
     is_simple = False
@@ -60,7 +64,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             self.device, self.accelerator = choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
             if self.accelerator is not None:
                 self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-            self._identity = run_identity(self.options, checkpoint, choose_dtype(options.model, self.device))
+            self.identity = run_identity(self.options, checkpoint, choose_dtype(options.model, self.device))
             self._journal = self._open_journal()
             self._model = load_model(checkpoint, options.model, self.device)
             family_of(self._model)  # Refuses what cannot be steered.
@@ -68,6 +72,9 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
                 self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
             self.processor = load_processor(checkpoint)
+            self.tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
+            how = options.method, options.thinking, self.device, options.model.positions
+            self.setup = Setup(self._model, self.processor, *how)
             self._batch_size = BatchSize(options.model.batch_size, options.model.max_batch_size, self.device)
 
     @classmethod
@@ -78,11 +85,6 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             arguments = host.model_arguments(arg_string, additional_config or {})
         return cls(**arguments)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
-        return tokenizer
 
     @property
     def batch_size(self) -> int:
@@ -103,7 +105,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             run = Run(Generator(self.setup), self.options, self._journal, self._batch_size, self._team())
             try:
                 with host.terminable():
-                    run.answer(samples, self._identity)
+                    run.answer(samples, self.identity)
             except BaseException as error:
                 if line := run.stopped(error):
                     print(f"qwen2_5_vl_vreason: {line}", file=sys.stderr)
@@ -117,18 +119,6 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         """The requests as a run answers them, after a check of their generation settings (ValueError)."""
         reading = self._check(requests)
         return build_samples(requests, self.task_dict, reading)
-
-    @property
-    def setup(self) -> Setup:
-        """What answers them."""
-        options = self.options
-        how = options.method, options.thinking, self.device, options.model.positions
-        return Setup(self._model, self.processor, *how)
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """As of :func:`run_identity`."""
-        return self._identity
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
@@ -173,7 +163,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         options, given = self.options, self.options.run.journal
         if given == "off":
             return None
-        run, output = digest(self._identity), host.output_folder()
+        run, output = digest(self.identity), host.output_folder()
         if given:
             folder = Path(given).expanduser()
         else:
@@ -188,7 +178,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             "thinking": options.thinking.changing_answers(),
             "versions": {name: version(name) for name in ("torch", "transformers", "lmms_eval")},
             "device": str(self.device),
-            "settings": self._identity,
+            "settings": self.identity,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)

@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig
 
 # The values of `positions` in `generate` and in the model arguments.
 CHOICES = ("trained", "transformers")
+# Placeholder id → (3, tokens) of each of its images or videos: time, height and width, counted from its first token.
+Grids = dict[int, Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,72 +46,35 @@ class PositionRule:
         return cls(config.image_token_id, config.video_token_id, vision.spatial_merge_size, per_second)
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """One image's or video's merged grid, and the position of each temporal grid, counted from its first."""
-
-    times: list[int]
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return len(self.times) * self.height * self.width
-
-    def positions(self, start: int) -> Tensor:
-        """(3, tokens), the first token at ``start`` on every axis."""
-        axes = torch.tensor(self.times), torch.arange(self.height), torch.arange(self.width)
-        return start + torch.cartesian_prod(*axes).T
-
-
-class MediaGrids:
-    """The images' and videos' grids of a batch, taken one after the other in the order of the prompts."""
-
-    def __init__(
-        self,
-        rule: PositionRule,
-        image_grid_thw: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        second_per_grid_ts: Any = None,
-    ) -> None:
-        images = [] if image_grid_thw is None else image_grid_thw.tolist()
-        videos = [] if video_grid_thw is None else video_grid_thw.tolist()
-        seconds = torch.ones(len(videos)) if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)
-        if len(seconds) != len(videos):
-            raise ValueError(f"second_per_grid_ts has {len(seconds)} values for {len(videos)} videos: pass one a video")
-        self._rule = rule
-        image_grids = [_Grid(list(range(t)), h // rule.merge, w // rule.merge) for t, h, w in images]
-        video_grids = [
-            _Grid(self._times(t, each), h // rule.merge, w // rule.merge)
-            for (t, h, w), each in zip(videos, seconds.cpu(), strict=True)
-        ]
-        self._left: dict[int, Iterator[_Grid]] = {
-            rule.image_token: iter(image_grids),
-            rule.video_token: iter(video_grids),
-        }
-
-    def _times(self, count: int, seconds: Tensor) -> list[int]:
-        grids, per_second = torch.arange(count), self._rule.tokens_per_second
-        if per_second is None:
-            return list(grids.tolist())
+def media_grids(
+    rule: PositionRule,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    second_per_grid_ts: Any = None,
+) -> Grids:
+    """The grids of a batch, in the order of the prompts. Arguments as of :func:`trained_positions`."""
+    images = [] if image_grid_thw is None else image_grid_thw.tolist()
+    videos = [] if video_grid_thw is None else video_grid_thw.tolist()
+    seconds = torch.ones(len(videos)) if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)
+    if len(seconds) != len(videos):
+        raise ValueError(f"second_per_grid_ts has {len(seconds)} values for {len(videos)} videos: pass one a video")
+    image_times, video_times = ([torch.arange(grid[0]) for grid in grids] for grids in (images, videos))
+    if (per_second := rule.tokens_per_second) is not None:
         # In float32, as in training: another precision falls on the other side of a whole number now and then.
-        return list((grids * seconds.float() * per_second).long().tolist())
+        pairs = zip(video_times, seconds.float().cpu(), strict=True)
+        video_times = [(times * each * per_second).long() for times, each in pairs]
 
-    def next(self, token: int) -> _Grid:
-        """The grid of the run that begins with this placeholder. Raises ValueError if there is none left."""
-        grid = next(self._left[token], None)
-        if grid is None:
-            name = "image_grid_thw" if token == self._rule.image_token else "video_grid_thw"
-            raise ValueError(f"the prompts hold more media than {name} has grids: pass every output of the processor")
-        return grid
+    def positions(times: Tensor, grid: list[int]) -> Tensor:
+        height, width = (torch.arange(patches // rule.merge) for patches in grid[1:])
+        return torch.cartesian_prod(times, height, width).T
 
-    def check_all_taken(self) -> None:
-        """Raises ValueError if a grid has no placeholders in the prompts."""
-        if any(next(grids, None) is not None for grids in self._left.values()):
-            raise ValueError("image_grid_thw or video_grid_thw has more grids than the prompts hold media")
+    return {
+        rule.image_token: map(positions, image_times, images),
+        rule.video_token: map(positions, video_times, videos),
+    }
 
 
-def row_positions(ids: Tensor, grids: MediaGrids, rule: PositionRule) -> Tensor:
+def row_positions(ids: Tensor, grids: Grids, rule: PositionRule) -> Tensor:
     """Positions of one unpadded prompt.
 
     Args:
@@ -133,15 +98,17 @@ def row_positions(ids: Tensor, grids: MediaGrids, rule: PositionRule) -> Tensor:
         parts.append(torch.arange(following, following + start - done).expand(3, -1))
         following += start - done
         token = int(ids[start])
-        grid = grids.next(token)
-        done = start + grid.tokens
-        run = ids[start:done]
-        if len(run) != grid.tokens or not bool((run == token).all()):
+        grid = next(grids[token], None)
+        if grid is None:
+            name = "image_grid_thw" if token == rule.image_token else "video_grid_thw"
+            raise ValueError(f"the prompts hold more media than {name} has grids: pass every output of the processor")
+        done = start + grid.shape[1]
+        if int((ids[start:done] == token).sum()) != grid.shape[1]:
             raise ValueError(
-                f"a grid of {grid.tokens} tokens meets fewer placeholders from token {start} of its prompt on: "
+                f"a grid of {grid.shape[1]} tokens meets fewer placeholders from token {start} of its prompt on: "
                 "pass the prompt and the grids as the processor made them"
             )
-        parts.append(grid.positions(following))
+        parts.append(following + grid)
         following = int(parts[-1].max()) + 1
     parts.append(torch.arange(following, following + len(ids) - done).expand(3, -1))
     return torch.cat(parts, dim=1)
@@ -171,7 +138,7 @@ def trained_positions(
     """
     rule = PositionRule.of(config)
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    grids = MediaGrids(rule, **{name: media.get(name) for name in names})
+    grids = media_grids(rule, **{name: media.get(name) for name in names})
     present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if present.shape != input_ids.shape:
         raise ValueError(
@@ -182,7 +149,8 @@ def trained_positions(
     for row, (ids, kept) in enumerate(zip(input_ids.cpu(), present.bool().cpu(), strict=True)):
         positions[0, row, kept] = torch.arange(int(kept.sum()))
         positions[1:, row, kept] = row_positions(ids[kept], grids, rule)
-    grids.check_all_taken()
+    if any(next(left, None) is not None for left in grids.values()):
+        raise ValueError("image_grid_thw or video_grid_thw has more grids than the prompts hold media")
     return positions.to(input_ids.device)
 
 

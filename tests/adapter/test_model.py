@@ -118,7 +118,7 @@ def test_positions_reach_the_model_and_are_in_the_resume_key(build, videos, shar
     placed, keys = {}, set()
     for positions in ("trained", "transformers"):
         model = build(positions=positions, shared_prefix=shared_prefix)
-        keys.add(digest(model._identity))
+        keys.add(digest(model.identity))
         seen = []
         hook = model._model.model.language_model.register_forward_pre_hook(
             partial(_note_positions, seen), with_kwargs=True

@@ -134,10 +134,9 @@ class Decoding:
     def due(self, steering: Steering, inputs: dict[str, Any], unfinished: Tensor) -> Tensor:
         """:meth:`next` with an update."""
         recorder = self.recorder
-        recorder.entropies()
         coin = self._coins[recorder.tokens] if self._coins else 0.0
         weight = weight_of(recorder.tokens, self.method.ema_decay, self.method.ema_correction)
-        averages = [recorder.ema, recorder.peak, [weight] * recorder.batch, [coin] * recorder.batch]
+        averages = [*recorder.averages(), [weight] * recorder.batch, [coin] * recorder.batch]
         step = steering.step(inputs, averages, unfinished)
         recorder.add(step.entropy)
         if step.shift is not None:
@@ -191,11 +190,8 @@ class DecodingLoop:
     """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
     Attributes:
-        kind: What makes the forwards.
         decoding: Its forwards and its cache, once it runs.
     """
-
-    kind: type[Decoding] = Decoding
 
     def __init__(
         self,
@@ -223,7 +219,7 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
-        decoding = self.decoding = self.kind(
+        decoding = self.decoding = Decoding(
             self.method, model, generation_config, input_ids, trained_positions=self.trained_positions
         )
         logits = decoding.prefill(input_ids, model_kwargs)
