@@ -8,11 +8,10 @@ from lmms_eval_vreason.paths import tasks_dir
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds ``arguments``, ``env`` and ``tasks``."""
+    """Adds ``env`` and ``tasks``."""
     for name, run, what in (
         ("tasks", _tasks, "print the folder for lmms-eval's --include_path"),
         ("env", _env, "print versions and machine, to paste into an issue"),
-        ("arguments", _arguments, "every model argument, as Markdown tables"),
     ):
         subparsers.add_parser(name, help=what).set_defaults(run=run)
 
@@ -25,11 +24,4 @@ def _tasks(args: argparse.Namespace) -> int:
 def _env(args: argparse.Namespace) -> int:
     for name, value in environment().items():
         print(name, value)
-    return 0
-
-
-def _arguments(args: argparse.Namespace) -> int:
-    from lmms_eval_vreason.adapter.arguments import tables  # Imports torch, which no other subcommand should wait for.
-
-    print(tables(), end="")
     return 0

@@ -28,15 +28,14 @@ from lmms_eval_vreason.adapter.loading import (
 )
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
-from lmms_eval_vreason.engines.hf.support import check_call
+from lmms_eval_vreason.engines.hf.generation import check_call
 from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.journal.files import FOLDER, digest
 from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.run.batch_size import BatchSize
-from lmms_eval_vreason.run.call import Setup
-from lmms_eval_vreason.run.generation import Generator
+from lmms_eval_vreason.run.generation import Generator, Setup
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.run import Run
 from lmms_eval_vreason.run.samples import Sample

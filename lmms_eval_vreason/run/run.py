@@ -56,7 +56,7 @@ class Run:
                 self.team.stop(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.generator.prefixes.free()
+            self.generator.prefixes.expect((), 0)  # Frees what is held.
 
     def stopped(self, error: BaseException) -> str:
         """A line for the user when ``error`` has ended the run; empty without a journal."""
@@ -85,5 +85,4 @@ class Run:
             for batch in batches(read(candidates, self.team, self.options.video, self.size), self.size):
                 for outcome in answers.to(batch):
                     self.ledger.add(outcome, progress)
-            self.generator.prefixes.free()
             self.ledger.collect(progress)

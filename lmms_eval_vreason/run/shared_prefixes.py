@@ -73,11 +73,6 @@ class SharedPrefixes:
                 counts[self._split(sample)[0]] += 1
         self._waiting = Counter({key: count for key, count in counts.items() if key is not None and count > 1})
 
-    def free(self) -> None:
-        """Drops what is held, and expects no further sample."""
-        self._waiting.clear()
-        self.drop()
-
     def drop(self) -> None:
         """Frees the prefixes that are held; they are prefilled again where they are needed."""
         self._held.clear()

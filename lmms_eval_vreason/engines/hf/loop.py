@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import StoppingCriteriaList as StoppingCriteria
 
-from lmms_eval_vreason.engines.hf.cache import check_cache, last_values, prune_video_tokens
+from lmms_eval_vreason.engines.hf.cache import check_cache, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
 from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, next_model_kwargs, pad_token, prefill
@@ -109,7 +109,7 @@ class Decoding:
             video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
         self.video_tokens = video_mask.sum(dim=1).tolist()
         if self.method.steers and any(self.video_tokens):
-            shift = Shift(last_values(cache), video_mask, self.method)
+            shift = Shift(cache.layers[-1].values, video_mask, self.method)
             self.steering = Steering(Seam(self.model), shift, self.method, video_mask)
         self._kwargs = {**model_kwargs, "attention_mask": attention_mask}
         if self._compiles():
@@ -168,14 +168,11 @@ class Decoding:
 
     def _notes(self) -> list[str]:
         method = self.method
-        if method.policy == "off":
-            reason = "the policy is off"
-        elif not method.steers:
-            reason = "the learning rate is 0"
-        else:
-            reason = (
-                f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
-            )
+        reason = (
+            f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
+        )
+        if not method.steers:
+            reason = "the policy is off" if method.policy == "off" else "the learning rate is 0"
         return [reason if n else "the prompt has no video tokens" for n in self.video_tokens]
 
     def _faults(self) -> list[str]:
