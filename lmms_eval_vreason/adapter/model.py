@@ -16,16 +16,8 @@ from loguru import logger
 from transformers import PreTrainedTokenizerBase
 
 from lmms_eval_vreason import __version__
-from lmms_eval_vreason.adapter import host
+from lmms_eval_vreason.adapter import host, loading
 from lmms_eval_vreason.adapter.environment import check_environment
-from lmms_eval_vreason.adapter.loading import (
-    Checkpoint,
-    choose_device,
-    choose_dtype,
-    find_checkpoint,
-    load_model,
-    load_processor,
-)
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
 from lmms_eval_vreason.engines.hf.generation import check_call
@@ -58,19 +50,19 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             options = parse_options(arguments)
             check_environment()
-            checkpoint = find_checkpoint(options.model)
+            checkpoint = loading.find_checkpoint(options.model)
             self.options = with_video_defaults(options, checkpoint.video)
-            self.device, self.accelerator = choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
+            self.device, self.accelerator = loading.choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
             if self.accelerator is not None:
                 self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-            self.identity = run_identity(self.options, checkpoint, choose_dtype(options.model, self.device))
+            self.identity = run_identity(self.options, checkpoint, loading.choose_dtype(options.model, self.device))
             self._journal = self._open_journal()
-            self._model = load_model(checkpoint, options.model, self.device)
+            self._model = loading.load_model(checkpoint, options.model, self.device)
             family_of(self._model)  # Refuses what cannot be steered.
             if options.model.device_map:
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
                 self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
-            self.processor = load_processor(checkpoint)
+            self.processor = loading.load_processor(checkpoint)
             self.tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
             how = options.method, options.thinking, self.device, options.model.positions
             self.setup = Setup(self._model, self.processor, *how)
@@ -183,7 +175,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)
 
 
-def run_identity(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+def run_identity(options: Options, checkpoint: loading.Checkpoint, dtype: str) -> dict[str, Any]:
     """All that changes a sample's answer besides the sample itself, and nothing else: a run's part of the resume key.
 
     Args:

@@ -5,7 +5,6 @@ after a video elsewhere, in the middle of the video's time. docs/positions.md ha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,63 +17,42 @@ CHOICES = ("trained", "transformers")
 Grids = dict[int, Iterator[Tensor]]
 
 
-@dataclass(frozen=True)
-class PositionRule:
-    """What a family's positions depend on.
-
-    Attributes:
-        image_token, video_token: Placeholder ids, one a merged patch.
-        merge: Patches a side that the vision tower merges into one token.
-        tokens_per_second: Positions in a second of video; None counts temporal grids instead of seconds (Qwen2-VL).
-    """
-
-    image_token: int
-    video_token: int
-    merge: int
-    tokens_per_second: float | None
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "PositionRule":
-        """The rule for a model's config. Raises TypeError for a family other than Qwen2-VL and Qwen2.5-VL."""
-        if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
-            raise TypeError(
-                f"trained positions are known for qwen2_vl and qwen2_5_vl, not for {config.model_type}: "
-                "pass positions='transformers'"
-            )
-        vision = config.vision_config
-        per_second = vision.tokens_per_second if config.model_type == "qwen2_5_vl" else None
-        return cls(config.image_token_id, config.video_token_id, vision.spatial_merge_size, per_second)
-
-
 def media_grids(
-    rule: PositionRule,
+    config: PreTrainedConfig,
     image_grid_thw: Tensor | None = None,
     video_grid_thw: Tensor | None = None,
     second_per_grid_ts: Any = None,
 ) -> Grids:
-    """The grids of a batch, in the order of the prompts. Arguments as of :func:`trained_positions`."""
+    """The grids of a batch, in the order of the prompts. Arguments and errors as of :func:`trained_positions`."""
+    if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+        raise TypeError(
+            f"trained positions are known for qwen2_vl and qwen2_5_vl, not for {config.model_type}: "
+            "pass positions='transformers'"
+        )
     images = [] if image_grid_thw is None else image_grid_thw.tolist()
     videos = [] if video_grid_thw is None else video_grid_thw.tolist()
     seconds = torch.ones(len(videos)) if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)
     if len(seconds) != len(videos):
         raise ValueError(f"second_per_grid_ts has {len(seconds)} values for {len(videos)} videos: pass one a video")
     image_times, video_times = ([torch.arange(grid[0]) for grid in grids] for grids in (images, videos))
-    if (per_second := rule.tokens_per_second) is not None:
+    # Qwen2-VL counts temporal grids instead of seconds.
+    if config.model_type == "qwen2_5_vl":
+        per_second = config.vision_config.tokens_per_second
         # In float32, as in training: another precision falls on the other side of a whole number now and then.
         pairs = zip(video_times, seconds.float().cpu(), strict=True)
         video_times = [(times * each * per_second).long() for times, each in pairs]
 
     def positions(times: Tensor, grid: list[int]) -> Tensor:
-        height, width = (torch.arange(patches // rule.merge) for patches in grid[1:])
+        height, width = (torch.arange(patches // config.vision_config.spatial_merge_size) for patches in grid[1:])
         return torch.cartesian_prod(times, height, width).T
 
     return {
-        rule.image_token: map(positions, image_times, images),
-        rule.video_token: map(positions, video_times, videos),
+        config.image_token_id: map(positions, image_times, images),
+        config.video_token_id: map(positions, video_times, videos),
     }
 
 
-def row_positions(ids: Tensor, grids: Grids, rule: PositionRule) -> Tensor:
+def row_positions(ids: Tensor, grids: Grids, config: PreTrainedConfig) -> Tensor:
     """Positions of one unpadded prompt.
 
     Args:
@@ -88,7 +66,7 @@ def row_positions(ids: Tensor, grids: Grids, rule: PositionRule) -> Tensor:
         ValueError: Placeholders and grids disagree.
     """
     ids = ids.cpu()
-    is_media = (ids == rule.image_token) | (ids == rule.video_token)
+    is_media = (ids == config.image_token_id) | (ids == config.video_token_id)
     media = is_media.nonzero().flatten().tolist()
     parts: list[Tensor] = []
     done = following = 0  # Tokens placed, and the position of the next one.
@@ -100,7 +78,7 @@ def row_positions(ids: Tensor, grids: Grids, rule: PositionRule) -> Tensor:
         token = int(ids[start])
         grid = next(grids[token], None)
         if grid is None:
-            name = "image_grid_thw" if token == rule.image_token else "video_grid_thw"
+            name = "image_grid_thw" if token == config.image_token_id else "video_grid_thw"
             raise ValueError(f"the prompts hold more media than {name} has grids: pass every output of the processor")
         done = start + grid.shape[1]
         if int((ids[start:done] == token).sum()) != grid.shape[1]:
@@ -136,9 +114,8 @@ def trained_positions(
         ValueError: Placeholders and grids disagree.
         TypeError: Another family.
     """
-    rule = PositionRule.of(config)
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    grids = media_grids(rule, **{name: media.get(name) for name in names})
+    grids = media_grids(config, **{name: media.get(name) for name in names})
     present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if present.shape != input_ids.shape:
         raise ValueError(
@@ -148,7 +125,7 @@ def trained_positions(
     positions = torch.zeros((4, *input_ids.shape), dtype=torch.long)
     for row, (ids, kept) in enumerate(zip(input_ids.cpu(), present.bool().cpu(), strict=True)):
         positions[0, row, kept] = torch.arange(int(kept.sum()))
-        positions[1:, row, kept] = row_positions(ids[kept], grids, rule)
+        positions[1:, row, kept] = row_positions(ids[kept], grids, config)
     if any(next(left, None) is not None for left in grids.values()):
         raise ValueError("image_grid_thw or video_grid_thw has more grids than the prompts hold media")
     return positions.to(input_ids.device)

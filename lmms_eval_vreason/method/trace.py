@@ -120,13 +120,25 @@ class TraceRecorder:
 
         ``notes`` say why no update was made, and count where none was; ``faults`` (mostly empty) count always.
         """
-        columns = self._columns()
-        return [
-            self._trace({name: column[:length, i].copy() for name, column in columns.items()}, tokens, note, fault)
-            for i, (length, tokens, note, fault) in enumerate(
-                zip(self._lengths, video_tokens, notes, faults, strict=True)
+        columns, traces = self._columns(), []
+        for i, (length, tokens, note, fault) in enumerate(zip(self._lengths, video_tokens, notes, faults, strict=True)):
+            own = {name: column[:length, i].copy() for name, column in columns.items()}
+            updates = int(np.count_nonzero(own["alpha"]))
+            if not np.isfinite(own["entropy"]).all():
+                fault = "the model's logits were not finite"
+            trace = Trace(
+                **own,
+                updates=updates,
+                peak_index=int(own["ema"].argmax()) if length else -1,
+                video_tokens=tokens,
+                seconds_prefill=self._seconds_prefill,
+                seconds_ordinary=self._seconds[False],
+                seconds_due=self._seconds[True],
+                due_steps=sum(token < length for token in self._updates),
+                note=fault or ("" if updates else note),
             )
-        ]
+            traces.append(trace)
+        return traces
 
     def _columns(self) -> dict[str, np.ndarray]:
         """(tokens, batch) arrays, by their names."""
@@ -146,19 +158,3 @@ class TraceRecorder:
             latest = np.searchsorted(updated, np.arange(self.tokens), side="right")
             columns["shift"] = np.concatenate([np.zeros((1, batch), "float32"), update["shift"]])[latest]
         return columns
-
-    def _trace(self, columns: dict[str, np.ndarray], video_tokens: int, note: str, fault: str) -> Trace:
-        updates = int(np.count_nonzero(columns["alpha"]))
-        if not np.isfinite(columns["entropy"]).all():
-            fault = "the model's logits were not finite"
-        return Trace(
-            **columns,
-            updates=updates,
-            peak_index=int(columns["ema"].argmax()) if len(columns["ema"]) else -1,
-            video_tokens=video_tokens,
-            seconds_prefill=self._seconds_prefill,
-            seconds_ordinary=self._seconds[False],
-            seconds_due=self._seconds[True],
-            due_steps=int(np.searchsorted([*self._updates], len(columns["entropy"]))),
-            note=fault or ("" if updates else note),
-        )

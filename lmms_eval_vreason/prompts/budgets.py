@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from lmms_eval_vreason.prompts.split import REASONING_TAG, closes_thinking, holds_answer, split
 
@@ -42,7 +42,7 @@ class Budgets(LogitsProcessor):
     too; inside an open ``<think>`` it is a quotation. If ``max_thinking_tokens`` run out first, a closing tag and the
     opening of an answer are forced upon it, token by token. From there on it has ``max_answer_tokens``, and it stops
     at the ``</answer>`` of an answer that isn't empty. For ``generate`` it is the last logits processor itself, and
-    ``criteria`` are its stopping criteria.
+    ``advance`` is its stopping criterion.
 
     Args:
         opened: For each sample, whether its prompt ends inside an open ``<think>``.
@@ -71,7 +71,6 @@ class Budgets(LogitsProcessor):
         self._open = list(opened)
         self._forcing: list[int | None] = [None for _ in opened]
         self._done = [False for _ in opened]
-        self.criteria = _Stopping(self)
 
     @property
     def max_new_tokens(self) -> int:
@@ -86,7 +85,7 @@ class Budgets(LogitsProcessor):
                 scores[row, self.forced[position]] = 0.0
         return scores
 
-    def advance(self, input_ids: Tensor) -> Tensor:
+    def advance(self, input_ids: Tensor, scores: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Takes note of the newest token of each sample; (batch,) bool, which samples have to stop."""
         length = input_ids.shape[1]
         start = max(self.prompt_length, length - _TAG_TOKENS - self.max_answer_tokens)
@@ -154,11 +153,3 @@ def outcome_without_budgets(
     tokens = bisect_left(range(len(ids)), True, key=lambda n: closes_thinking(str(tokenizer.decode(list(ids[:n])))))
     thinking_cut = parts.cut and not closed
     return Outcome(parts.thinking, parts.answer, thinking_cut, cut and not thinking_cut, tokens)
-
-
-class _Stopping(StoppingCriteria):
-    def __init__(self, budgets: Budgets) -> None:
-        self.budgets = budgets
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return self.budgets.advance(input_ids)

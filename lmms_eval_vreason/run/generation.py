@@ -123,7 +123,8 @@ class Generator:
         for row, trace in enumerate(result.traces):
             ids = result.sequences[row, prompt_length : prompt_length + len(trace.entropy)].tolist()
             counts = lengths[row], inputs.prefilled_tokens[row]
-            completions.append(Completion(call.outcome(row, ids), call.texts(ids), *counts, trace, dict(shares), peak))
+            texts = [call.tokenizer.decode([token]) for token in ids]
+            completions.append(Completion(call.outcome(row, ids), texts, *counts, trace, dict(shares), peak))
         return completions
 
 
@@ -153,7 +154,7 @@ class Call:
             self.arguments |= {
                 "max_new_tokens": budgets.max_new_tokens,
                 "logits_processor": LogitsProcessorList([budgets]),
-                "stopping_criteria": StoppingCriteriaList([budgets.criteria]),
+                "stopping_criteria": StoppingCriteriaList([budgets.advance]),
             }
         elif settings.until and not any(self._opened):  # They end the answer, and must not end the thinking.
             self.arguments |= {"stop_strings": list(settings.until), "tokenizer": self.tokenizer}
@@ -172,10 +173,6 @@ class Call:
             cut = len(ids) >= self.arguments["max_new_tokens"] and not ended
             outcome = outcome_without_budgets(tokenizer, ids, text, opened=self._opened[row], cut=cut)
         return replace(outcome, answer=cut_at(outcome.answer, self.samples[row].settings.until))
-
-    def texts(self, ids: Sequence[int]) -> list[str]:
-        """Each token by itself, as text."""
-        return [self.tokenizer.decode([token]) for token in ids]
 
     def _generators(self) -> list[torch.Generator] | None:
         """One a sample, seeded by who the sample is: its draws don't depend on order, batch or process."""

@@ -35,12 +35,11 @@ def sample_key(sample: Sample, settings: str) -> str:
 
 def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
-    waiting, completion = outcome.question.waiting, outcome.completion
+    record, completion, error = _unanswered(outcome.question.waiting), outcome.completion, outcome.error
     if completion is None:
-        return {**_head(waiting), **_failed(outcome.error)}, None
+        return {**record, "error": {"type": type(error).__name__, "message": str(error)}}, None
     parts, seconds = asdict(completion.outcome), {"read": outcome.question.read_seconds, **completion.seconds}
-    record = {
-        **_head(waiting),
+    record |= {
         "tokens": {
             "input": completion.input_tokens,
             "output": len(completion.tokens),
@@ -53,7 +52,6 @@ def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, An
         "peak_memory_bytes": completion.peak_memory_bytes,
         "trace": trace_summary(completion.trace),
         "remark": outcome.remark,
-        "error": None,
     }
     return record, trace_columns(completion.trace, completion.tokens)
 
@@ -112,20 +110,8 @@ def _number(value: float) -> float | int | None:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def _failed(error: BaseException | None) -> dict[str, Any]:
-    return {
-        **dict.fromkeys(("thinking", "answer", "text"), ""),
-        **dict.fromkeys(("thinking_cut", "answer_cut"), False),
-        "tokens": dict.fromkeys(("input", "output", "thinking", "prefilled"), 0),
-        "seconds": {},
-        "peak_memory_bytes": None,
-        "trace": None,
-        "remark": "",
-        "error": {"type": type(error).__name__, "message": str(error)},
-    }
-
-
-def _head(waiting: Waiting) -> dict[str, Any]:
+def _unanswered(waiting: Waiting) -> dict[str, Any]:
+    """All fields of a record, as they are before there is an answer."""
     sample = waiting.sample
     return {
         "key": waiting.key,
@@ -133,6 +119,14 @@ def _head(waiting: Waiting) -> dict[str, Any]:
         "prompt_digest": sample.prompt_digest,
         "prompt": sample.prompt,
         "media": [item.source if item.is_path else f"({item.kind})" for item in sample.media],
+        "tokens": dict.fromkeys(("input", "output", "thinking", "prefilled"), 0),
+        **dict.fromkeys(("thinking", "answer"), ""),
+        **dict.fromkeys(("thinking_cut", "answer_cut"), False),
+        "text": "",
+        "seconds": {},
+        **dict.fromkeys(("peak_memory_bytes", "trace")),
+        "remark": "",
+        "error": None,
     }
 
 

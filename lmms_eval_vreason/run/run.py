@@ -6,6 +6,7 @@ fault stays with its sample.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import Any
 
@@ -76,7 +77,7 @@ class Run:
         schedule = share_out(plan, self.team, None if alone else self.options.video)
         if self.team.rank == 0 and (line := schedule.resume_line()):
             logger.info(line)
-        with Progress(self.team, schedule.total, schedule.finished) as progress:
+        with closing(Progress(self.team, schedule.total, schedule.finished)) as progress:
             groups = [*schedule.own, *schedule.shared]
             samples = [waiting.sample for group in groups for waiting in group]
             self.generator.prefixes.expect(samples, self.options.run.shared_prefix)

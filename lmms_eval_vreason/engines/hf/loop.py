@@ -5,6 +5,7 @@ transformers prepares the inputs, the cache, the logits processors and the stopp
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -183,27 +184,22 @@ class Decoding:
         return [fault if sample else "" for sample in broken.tolist()]
 
 
+@dataclass(eq=False)
 class DecodingLoop:
     """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
     Attributes:
+        streamer: transformers does not hand it to a callable of one's own, so the object carries it.
+        trained_positions: The prompts' ``position_ids`` are trained ones, and generated tokens go on so.
         decoding: Its forwards and its cache, once it runs.
     """
 
-    def __init__(
-        self,
-        method: VReason,
-        *,
-        streamer: Any = None,
-        generators: Sequence[torch.Generator] | None = None,
-        trained_positions: bool = False,
-    ) -> None:
-        """``trained_positions``: the prompts' ``position_ids`` are trained ones, and generated tokens go on so."""
-        # transformers does not hand the streamer to a callable of one's own, so the object carries it.
-        self.method, self.streamer, self.generators = method, streamer, generators
-        self.trained_positions = trained_positions
-        self.decoding: Decoding | None = None
-        self.traces: list[Trace] = []
+    method: VReason
+    streamer: Any = None
+    generators: Sequence[torch.Generator] | None = None
+    trained_positions: bool = False
+    decoding: Decoding | None = field(default=None, init=False)
+    traces: list[Trace] = field(default_factory=list, init=False)
 
     def __call__(
         self,
