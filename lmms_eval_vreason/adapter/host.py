@@ -38,12 +38,6 @@ def output_folder() -> Path | None:
     return Path(given) if (given := flag("--output_path")) else None
 
 
-def has_response_cache() -> bool:
-    """Whether this process is lmms-eval's command with ``--use_cache``: it may then hand a process no requests at all,
-    without a call, so that others must not wait for it."""
-    return flag("--use_cache") is not None
-
-
 def named_generation_settings() -> dict[str, Any]:
     """What the user gave by name in ``--gen_kwargs``. lmms-eval mixes it with the task's own settings."""
     return parse_pairs("--gen_kwargs", flag("--gen_kwargs") or "")

@@ -107,18 +107,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             return [_result(run.ledger.records.get(index)) for index in range(len(requests))]
 
     def samples(self, requests: list[Instance]) -> list[Sample]:
-        """The requests as a run answers them, after a check of their generation settings (ValueError)."""
-        reading = self._check(requests)
-        return build_samples(requests, self.task_dict, reading)
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
-
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
-
-    def _check(self, requests: list[Instance]) -> Reading:
-        """Checks the generation settings of all requests, before the first video is read.
+        """The requests as a run answers them. Their generation settings are checked before the first video is read.
 
         Raises:
             ValueError: A generation setting that is unknown, out of range, or does not go with the method.
@@ -132,10 +121,17 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             check_call(self._model, None, each.generation)
         for line in overruled(named, settings, self.options.thinking) if self._rank == 0 else ():
             logger.warning(line)
-        return reading
+        return build_samples(requests, self.task_dict, reading)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
 
     def _team(self) -> Team:
-        if self._world_size == 1 or host.has_response_cache():
+        # With a response cache lmms-eval may hand a process no requests at all, without a call: nobody waits for it.
+        if self._world_size == 1 or host.flag("--use_cache") is not None:
             return Team.alone()
         return Team.connect(self._rank, self._world_size)
 

@@ -101,8 +101,8 @@ class Generator:
         if setup.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(setup.device)
         with timed(setup.model.model.visual, setup.device) as vision_seconds:
-            shared = self.prefixes.inputs(samples, media) if share else None
-            inputs = shared or self.prefixes.unshared_inputs(samples, media)
+            make_inputs = self.prefixes.inputs if share else self.prefixes.unshared_inputs
+            inputs = make_inputs(samples, media)
             prompt_length = inputs.arguments["input_ids"].shape[1]
             lengths = inputs.arguments["attention_mask"].sum(dim=1).tolist()
             call = Call(setup, samples, prompt_length)

@@ -23,6 +23,8 @@ class Ledger:
     """The records of one run, on one process.
 
     Attributes:
+        finished: (owner, index of its request, record) of each sample that this process has finished, with those that
+            the journal held.
         records: Index of a request of this process → its record, after :meth:`collect`.
         everybody: The records of all processes' requests, after :meth:`collect`.
     """
@@ -32,17 +34,12 @@ class Ledger:
         self.everybody: list[dict[str, Any]] = []
         self._journal, self._team, self._options = journal, team, options.run
         self._return_thinking = options.thinking.return_thinking
-        self._finished: list[tuple[int, int, dict[str, Any]]] = []  # Owner, index of its request, record.
-
-    @property
-    def finished(self) -> int:
-        """How many samples this process has finished, with those that the journal held."""
-        return len(self._finished)
+        self.finished: list[tuple[int, int, dict[str, Any]]] = []
 
     def resume(self, index: int, record: Mapping[str, Any]) -> None:
         """Takes the journal's record of one of this process' requests."""
         text = joined(record["thinking"], record["answer"], self._return_thinking)
-        self._finished.append((self._team.rank, index, {**record, "text": text}))
+        self.finished.append((self._team.rank, index, {**record, "text": text}))
 
     def add(self, outcome: Outcome, progress: Progress) -> None:
         """Writes an outcome down; it is in the journal when this returns.
@@ -57,14 +54,14 @@ class Ledger:
         record, trace = sample_record(outcome, self._return_thinking)
         if self._journal is not None:
             self._journal.add(record, trace)
-        self._finished.append((waiting.owner, waiting.sample.index, record))
+        self.finished.append((waiting.owner, waiting.sample.index, record))
         progress.add(record["tokens"]["output"])
         if error is not None:
             self._count_failure(error, progress.total)
 
     def collect(self, progress: Progress) -> None:
         """Hands every process the records of its own requests. Every process of the team has to call it."""
-        shares = self._team.gather(self._finished, meanwhile=progress.draw)
+        shares = self._team.gather(self.finished, meanwhile=progress.draw)
         progress.draw()
         everything = list(chain.from_iterable(shares))
         self.records = {index: record for owner, index, record in everything if owner == self._team.rank}

@@ -63,7 +63,7 @@ class Run:
         """A line for the user when ``error`` has ended the run; empty without a journal."""
         if self.journal is None:
             return ""
-        kept = f"stopped; {self.ledger.finished} finished samples are in {self.journal.folder}"
+        kept = f"stopped; {len(self.ledger.finished)} finished samples are in {self.journal.folder}"
         # Settings that are refused are refused again; a file, a disk or a device can be mended.
         refused = isinstance(error, ValueError) and not isinstance(error, MediaError | JournalError)
         return kept if refused else f"{kept}. Run the same command again to go on from there"

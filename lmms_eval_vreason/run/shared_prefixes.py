@@ -87,11 +87,10 @@ class SharedPrefixes:
         keys = [self._split(sample)[0] for sample in samples] if self._bound else []
         return any(key in self._held or self._waiting[key] > 1 for key in keys)
 
-    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs | None:
+    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
         """Prefills the prefixes that are not held, and gives the batch that continues from them.
 
-        Returns:
-            None: fall back to an unshared prefill, because the batch's prefixes do not fit into the bound.
+        Falls back to an unshared prefill if the batch's prefixes do not fit into the bound.
 
         Raises:
             ValueError: A prompt that does not fit into the model's context.
@@ -104,7 +103,7 @@ class SharedPrefixes:
         tokens += [prefix.tokens for prefix in self._held.values()]
         if prefix_bytes(self.model, sum(tokens)) > self._bound:
             self.drop()
-            return None
+            return self.unshared_inputs(samples, media)
         started = now(self.device)
         fresh = {
             row: prefill(self.model, dict(inputs.to(self.device)), self.positions) for row, inputs in missing.items()

@@ -22,11 +22,11 @@ def test_flags_in_both_spellings(command):
     command("--output_path", "out", "--gen_kwargs=temperature=0.7,until=x", "--use_cache", "folder")
     assert str(host.output_folder()) == "out"
     assert host.named_generation_settings() == {"temperature": 0.7, "until": "x"}
-    assert host.has_response_cache()
+    assert host.flag("--use_cache") == "folder"
     command("--tasks", "--output_path")
     assert host.output_folder() is None
     assert host.named_generation_settings() == {}
-    assert not host.has_response_cache()
+    assert host.flag("--use_cache") is None
 
 
 def test_in_another_program_the_command_line_means_nothing(monkeypatch):

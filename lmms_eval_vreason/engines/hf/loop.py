@@ -126,19 +126,15 @@ class Decoding:
         """The logits (batch, vocabulary) of the token after ``input_ids`` (batch, tokens)."""
         self._kwargs = next_model_kwargs(self.model, self.cache, self._kwargs)
         inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **self._kwargs)
-        if self.steering is not None and self.method.is_due(self.recorder.tokens):
-            return self.due(self.steering, inputs, unfinished)
-        logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
-        self.recorder.add(entropy(logits).to(unfinished.device))
-        return logits
-
-    def due(self, steering: Steering, inputs: dict[str, Any], unfinished: Tensor) -> Tensor:
-        """:meth:`next` with an update."""
         recorder = self.recorder
+        if self.steering is None or not self.method.is_due(recorder.tokens):
+            logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
+            recorder.add(entropy(logits).to(unfinished.device))
+            return logits
         coin = self._coins[recorder.tokens] if self._coins else 0.0
         weight = weight_of(recorder.tokens, self.method.ema_decay, self.method.ema_correction)
         averages = [*recorder.averages(), [weight] * recorder.batch, [coin] * recorder.batch]
-        step = steering.step(inputs, averages, unfinished)
+        step = self.steering.step(inputs, averages, unfinished)
         recorder.add(step.entropy)
         if step.shift is not None:
             recorder.add_update(step._asdict())
