@@ -9,11 +9,10 @@ from lmms_eval_vreason.paths import tasks_dir
 
 def add_commands(subparsers: Any) -> None:
     """Adds ``env`` and ``tasks``."""
-    for name, run, what in (
-        ("tasks", _tasks, "print the folder for lmms-eval's --include_path"),
-        ("env", _env, "print versions and machine, to paste into an issue"),
-    ):
-        subparsers.add_parser(name, help=what).set_defaults(run=run)
+    tasks = subparsers.add_parser("tasks", help="print the folder for lmms-eval's --include_path")
+    tasks.set_defaults(run=_tasks)
+    env = subparsers.add_parser("env", help="print versions and machine, to paste into an issue")
+    env.set_defaults(run=_env)
 
 
 def _tasks(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmms_eval_vreason.media.media import Media, MediaError, first_line
 from lmms_eval_vreason.media.options import VideoOptions
@@ -18,8 +18,7 @@ MAX_HOURS = 24
 _MIN_FRAMES = 4  # At a rate (fps), the least that a clip gives, as in qwen-vl-utils.
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a video file says of itself. ``frames`` and ``fps`` (frames a second) are 0 where it does not say."""
 
     width: int

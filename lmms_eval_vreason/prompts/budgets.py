@@ -115,13 +115,13 @@ class Budgets(LogitsProcessor):
             else:
                 self._forcing[row], self.thinking_tokens[row] = None, generated
         elif thought is None:
-            if self._ends_thinking(row, self._decode(recent[-_TAG_TOKENS:])):
+            if self._ends_thinking(row, str(self.tokenizer.decode(recent[-_TAG_TOKENS:]))):
                 self.thinking_tokens[row] = generated
             elif generated >= self.max_thinking_tokens:
                 self._forcing[row], self.thinking_cut[row] = 0, True
         else:
             # With the end of the thinking: one token may hold its last letters and the answer's first.
-            if holds_answer(self._decode(recent)):
+            if holds_answer(str(self.tokenizer.decode(recent))):
                 self._done[row] = True
             elif generated - thought >= self.max_answer_tokens:
                 self._done[row] = self.answer_cut[row] = True
@@ -131,9 +131,6 @@ class Budgets(LogitsProcessor):
         self._open[row] = was_open or first is not None
         before = tail[: first.start()] if first else tail
         return closes_thinking(tail) or (not was_open and "<answer>" in before.lower())
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids))
 
 
 def outcome_without_budgets(

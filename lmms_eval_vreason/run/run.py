@@ -19,11 +19,11 @@ from lmms_eval_vreason.run.answers import Answers
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.batches import batches, read
 from lmms_eval_vreason.run.generation import Generator
-from lmms_eval_vreason.run.ledger import Ledger
 from lmms_eval_vreason.run.options import AnswerOptions
 from lmms_eval_vreason.run.plan import make_plan, share_out
 from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.progress import Progress
+from lmms_eval_vreason.run.records import Ledger
 from lmms_eval_vreason.run.samples import Sample
 
 

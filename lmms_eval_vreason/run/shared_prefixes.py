@@ -119,7 +119,9 @@ class SharedPrefixes:
         arguments = continued(self.model, prefixes, suffixes)
         check_context(self.model, arguments["attention_mask"])
         prefilled = [len(suffix) + (fresh[row].tokens if row in fresh else 0) for row, suffix in enumerate(suffixes)]
-        self._keep_for_the_next(split)
+        left = self._waiting - Counter(key for key, _, _ in split)
+        last = next((key for key, _, _ in reversed(split) if left[key]), None)
+        self._held = {last: self._held[last]} if last in self._held else {}
         return BatchInputs(arguments, prefilled, seconds)
 
     def unshared_inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
@@ -147,8 +149,3 @@ class SharedPrefixes:
                     # Too large for the bound: not tried again for each of its questions.
                     self._waiting.pop(key, None)
         return missing
-
-    def _keep_for_the_next(self, split: list[Split]) -> None:
-        left = self._waiting - Counter(key for key, _, _ in split)
-        last = next((key for key, _, _ in reversed(split) if left[key]), None)
-        self._held = {last: self._held[last]} if last in self._held else {}

@@ -14,7 +14,7 @@ from lmms_eval_vreason.adapter import host, loading
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.journal.files import digest, latest_samples, read_records
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.ledger import TooManyErrors
+from lmms_eval_vreason.run.records import TooManyErrors
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}

@@ -80,13 +80,11 @@ class Decoding:
         steering: The due steps, from the prefill on; None where nothing is steered.
     """
 
-    def __init__(
-        self, method: VReason, model: Any, config: GenerationConfig, input_ids: Tensor, *, trained_positions: bool
-    ) -> None:
-        """Args: ``input_ids`` (batch, prompt); ``trained_positions``, as in :class:`DecodingLoop`."""
+    def __init__(self, loop: "DecodingLoop", model: Any, config: GenerationConfig, input_ids: Tensor) -> None:
+        """Args: ``loop``, whose method and settings apply; ``input_ids`` (batch, prompt)."""
         batch, prompt = input_ids.shape
-        self.method, self.model, self.config = method, model, config
-        self.trained_positions = trained_positions
+        self.method = method = loop.method
+        self.model, self.config, self.trained_positions = model, config, loop.trained_positions
         self.recorder = TraceRecorder(batch, method)
         self.steering: Steering | None = None
         self.cache: Any = None
@@ -113,7 +111,8 @@ class Decoding:
             shift = Shift(cache.layers[-1].values, video_mask, self.method)
             self.steering = Steering(Seam(self.model), shift, self.method, video_mask)
         self._kwargs = {**model_kwargs, "attention_mask": attention_mask}
-        if self._compiles():
+        auto = self.method.compile == "auto" and compiles_by_itself(self.model, self._kwargs, self.config)
+        if auto or self.method.compile == "on":
             self._compile(input_ids.new_ones(len(input_ids), int(cache.get_seq_length())))
         self.recorder.add(entropy(logits).to(input_ids.device))
         if logits.device.type == "cuda":
@@ -143,12 +142,6 @@ class Decoding:
     def traces(self) -> list[Trace]:
         """One a sample."""
         return self.recorder.traces(self.video_tokens, self._notes(), self._faults())
-
-    def _compiles(self) -> bool:
-        """Whether this generation's steps are compiled: ``on``, or ``auto`` where transformers itself would."""
-        if self.method.compile == "auto":
-            return compiles_by_itself(self.model, self._kwargs, self.config)
-        return self.method.compile == "on"
 
     def _compile(self, nothing_masked: Tensor) -> None:
         """Args: ``nothing_masked`` (batch, tokens), the mask of a batch without padding."""
@@ -208,9 +201,7 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
-        decoding = self.decoding = Decoding(
-            self.method, model, generation_config, input_ids, trained_positions=self.trained_positions
-        )
+        decoding = self.decoding = Decoding(self, model, generation_config, input_ids)
         logits = decoding.prefill(input_ids, model_kwargs)
         while True:
             input_ids = choose(input_ids, logits)
