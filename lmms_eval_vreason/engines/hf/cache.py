@@ -14,13 +14,17 @@ from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
 CACHE_STEP = 1024
 
 
-def check_cache(cache: Cache | None) -> None:
-    """Raises ValueError unless every layer of ``cache`` is a plain dynamic or static one that stays on its device."""
+def check_cache(cache: Cache | None, *, pruned: bool) -> None:
+    """Raises ValueError unless the last layer of ``cache`` is a plain dynamic or static one that stays on its device.
+
+    Args:
+        pruned: Whether tokens are to be dropped from every layer: then each has to be of this kind.
+    """
     if cache is None:
         raise ValueError("V-Reason steers the value cache, but the model returned none: set use_cache=True")
     if cache.offloading:
         raise ValueError("V-Reason cannot steer an offloaded cache: use cache_implementation='dynamic' or 'static'")
-    for layer in cache.layers:
+    for layer in cache.layers if pruned else cache.layers[-1:]:
         if type(layer) not in (DynamicLayer, StaticLayer):
             raise ValueError(
                 f"V-Reason cannot steer a cache layer of type {type(layer).__name__} (sliding, quantised or custom): "

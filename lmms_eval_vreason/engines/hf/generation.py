@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def generate(
     Args:
         model: Of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
-        generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
+        generation_config, streamer, **kwargs: As for ``model.generate``: all that the processor gives, token types too.
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
@@ -72,13 +73,13 @@ def generate(
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
             layers cannot be steered, placeholders that disagree with the grids.
-        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered.
+        TypeError: ``model`` is of no tested family, or its layers or head are of a kind that cannot be steered.
         RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
     check_call(model, generation_config, kwargs)
-    trained = _add_trained_positions(model, positions, kwargs)
-    loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained)
+    loop = DecodingLoop(method, streamer=streamer, generators=generators)
+    loop.trained_positions, loop.token_types = _add_trained_positions(model, positions, kwargs), _types(model, kwargs)
     config = _with_stop_criteria(generation_config, tokenizer, kwargs)
     if method.compile == "on":
         kwargs[CACHE] = _static_cache(model, config, kwargs)
@@ -126,6 +127,8 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
     """Adds the prompts' ``position_ids``, (4, batch, tokens), and says so; not for ``transformers`` or given ones."""
     if check_choice(positions) != "trained" or kwargs.get("position_ids") is not None:
         return False
+    if family_of(model).positions != "trained":
+        return False  # transformers places its text as it was trained.
     if kwargs.get("input_ids") is None:
         raise ValueError("trained positions are computed from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id
@@ -133,6 +136,13 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
         raise ValueError("a prompt begins with padding that nothing masks: pass attention_mask")
     kwargs["position_ids"] = trained_positions(model.config, **kwargs)
     return True
+
+
+def _types(model: PreTrainedModel, kwargs: dict[str, Any]) -> Tensor | None:
+    """``mm_token_type_ids``, which leave ``kwargs`` where the model itself does not take them."""
+    name = "mm_token_type_ids"
+    types: Tensor | None = kwargs.get(name) if name in signature(model.forward).parameters else kwargs.pop(name, None)
+    return types
 
 
 def _static_cache(model: PreTrainedModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> Cache:

@@ -16,8 +16,15 @@ from transformers import StoppingCriteriaList as StoppingCriteria
 from lmms_eval_vreason.engines.hf.cache import check_cache, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
-from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, next_model_kwargs, pad_token, prefill
-from lmms_eval_vreason.families.family import family_of
+from lmms_eval_vreason.engines.hf.upstream import (
+    CACHE,
+    compiles_by_itself,
+    experts_for_decoding,
+    next_model_kwargs,
+    pad_token,
+    prefill,
+)
+from lmms_eval_vreason.families.family import check_columns, family_of
 from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import entropy
@@ -84,7 +91,8 @@ class Decoding:
         """Args: ``loop``, whose method and settings apply; ``input_ids`` (batch, prompt)."""
         batch, prompt = input_ids.shape
         self.method = method = loop.method
-        self.model, self.config, self.trained_positions = model, config, loop.trained_positions
+        self.model, self.config = model, config
+        self.trained_positions, self.token_types = loop.trained_positions, loop.token_types
         self.recorder = TraceRecorder(batch, method)
         self.steering: Steering | None = None
         self.cache: Any = None
@@ -96,13 +104,15 @@ class Decoding:
     def prefill(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
         started = time.perf_counter()
+        if self.method.prune_ratio > 0:
+            check_columns(self.model, f"Lite (prune_ratio={self.method.prune_ratio:g})")
+        video_mask = family_of(self.model).video_mask(self.model, input_ids, self.token_types)
         outputs = prefill(self.model, input_ids, self.config, model_kwargs)
         if self.trained_positions:
             model_kwargs = {**model_kwargs, "position_ids": ending_highest(model_kwargs["position_ids"])}
         logits: Tensor = outputs["logits"][:, -1]
         self.cache = cache = outputs[CACHE]
-        check_cache(cache)
-        video_mask = family_of(self.model).video_mask(self.model, input_ids)
+        check_cache(cache, pruned=self.method.prune_ratio > 0)
         attention_mask = model_kwargs.get("attention_mask")
         if self.method.prune_ratio > 0 and video_mask.any():
             video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
@@ -151,10 +161,19 @@ class Decoding:
             settings = CompileConfig(fullgraph=True, mode=mode)
         self._forward = self.model.get_compiled_call(settings)
         if self.steering is not None:
+            if self.model.device.type == "cpu" and self._has_grouped_experts(self.steering.seam.tail.layer):
+                raise ValueError(
+                    "a due step over grouped experts does not compile on a CPU: set compile=off, or call "
+                    "model.set_experts_implementation('batched_mm')"
+                )
             self.steering.compile(settings)
         if self._kwargs["attention_mask"] is None:
             # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
             self._kwargs["attention_mask"] = nothing_masked
+
+    def _has_grouped_experts(self, layer: Any) -> bool:
+        grouped = "grouped_mm" in self.model.get_experts_implementation().values()
+        return grouped and any(name.endswith("experts") for name, _ in layer.named_modules())
 
     def _notes(self) -> list[str]:
         method = self.method
@@ -179,7 +198,8 @@ class DecodingLoop:
 
     Attributes:
         streamer: transformers does not hand it to a callable of one's own, so the object carries it.
-        trained_positions: The prompts' ``position_ids`` are trained ones, and generated tokens go on so.
+        trained_positions: Whether the prompts' ``position_ids`` are trained ones, and generated tokens go on so.
+        token_types: (batch, prompt), as in :meth:`~lmms_eval_vreason.families.family.Family.video_mask`.
         decoding: Its forwards and its cache, once it runs.
     """
 
@@ -187,6 +207,7 @@ class DecodingLoop:
     streamer: Any = None
     generators: Sequence[torch.Generator] | None = None
     trained_positions: bool = False
+    token_types: Tensor | None = None
     decoding: Decoding | None = field(default=None, init=False)
     traces: list[Trace] = field(default_factory=list, init=False)
 
@@ -203,14 +224,15 @@ class DecodingLoop:
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
         decoding = self.decoding = Decoding(self, model, generation_config, input_ids)
         logits = decoding.prefill(input_ids, model_kwargs)
-        while True:
-            input_ids = choose(input_ids, logits)
-            if self.streamer is not None:
-                self.streamer.put(input_ids[:, -1].cpu())
-            # Waits for the device, so that each step's time is its own.
-            if decoding.recorder.chosen(choose.unfinished.tolist()):
-                break
-            logits = decoding.next(input_ids, choose.unfinished)
+        with experts_for_decoding(model):
+            while True:
+                input_ids = choose(input_ids, logits)
+                if self.streamer is not None:
+                    self.streamer.put(input_ids[:, -1].cpu())
+                # Waits for the device, so that each step's time is its own.
+                if decoding.recorder.chosen(choose.unfinished.tolist()):
+                    break
+                logits = decoding.next(input_ids, choose.unfinished)
         if self.streamer is not None:
             self.streamer.end()
         self.traces = decoding.traces()

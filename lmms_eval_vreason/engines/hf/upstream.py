@@ -6,6 +6,7 @@ it here.
 
 import copy
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
 
@@ -29,6 +30,29 @@ def renamed_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
 def prefill(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]) -> Any:
     """The model's forward over the prompt. ``GenerationMixin._prefill``, seen in 5.17, 5.20, 5.24."""
     return model._prefill(input_ids, config, model_kwargs)
+
+
+def experts_for_decoding(model: Any) -> AbstractContextManager[None]:
+    """Within it a mixture's experts run as ``generate`` has them after the prefill, which rounds otherwise on a GPU.
+
+    ``_optimize_model_for_decode``: 5.17, 5.20, 5.24.
+    """
+    context: AbstractContextManager[None] = model._optimize_model_for_decode()
+    return context
+
+
+def own_positions(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Multimodal positions of unpadded prompts, (3, batch, tokens), as ``generate`` computes them.
+
+    ``_prepare_position_ids_for_generation``, which leaves its ``rope_deltas`` in the model: 5.17, 5.20, 5.24.
+    """
+    core, ids = model.model, inputs["input_ids"]
+    before = getattr(core, "rope_deltas", None)
+    positions: Tensor = model._prepare_position_ids_for_generation(
+        ids, {"attention_mask": torch.ones_like(ids), **inputs}
+    )
+    core.rope_deltas = before
+    return positions[1:]
 
 
 def next_model_kwargs(model: Any, cache: Cache, model_kwargs: dict[str, Any]) -> dict[str, Any]:
