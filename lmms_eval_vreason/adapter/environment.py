@@ -41,14 +41,17 @@ def check_environment() -> None:
 
 def environment() -> dict[str, str]:
     """Versions of this package, of Python and of every declared dependency, then the platform and the GPUs."""
-    import torch  # Takes seconds, and the command line imports this file at once.
-
     installed = {canonicalize_name(each.name): each.version for each in distributions()}
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    try:
+        import torch  # Takes seconds, and the command line imports this file at once.
+
+        gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())) or "none"
+    except ImportError as error:
+        gpus = f"unknown: {error}"
     return {
         "lmms-eval-vreason": __version__,
         "python": platform.python_version(),
         **{name: installed.get(canonicalize_name(name), "not installed") for name in sorted(declared())},
         "platform": platform.platform(),
-        "gpu": ", ".join(gpus) or "none",
+        "gpu": gpus,
     }

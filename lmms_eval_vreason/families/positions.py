@@ -37,10 +37,9 @@ def media_grids(
     image_times, video_times = ([torch.arange(grid[0]) for grid in grids] for grids in (images, videos))
     # Qwen2-VL counts temporal grids instead of seconds.
     if config.model_type == "qwen2_5_vl":
-        per_second = config.vision_config.tokens_per_second
         # In float32, as in training: another precision falls on the other side of a whole number now and then.
         pairs = zip(video_times, seconds.float().cpu(), strict=True)
-        video_times = [(times * each * per_second).long() for times, each in pairs]
+        video_times = [(times * each * config.vision_config.tokens_per_second).long() for times, each in pairs]
 
     def positions(times: Tensor, grid: list[int]) -> Tensor:
         height, width = (torch.arange(patches // config.vision_config.spatial_merge_size) for patches in grid[1:])
@@ -56,7 +55,7 @@ def row_positions(ids: Tensor, grids: Grids, config: PreTrainedConfig) -> Tensor
     """Positions of one unpadded prompt.
 
     Args:
-        ids: (tokens,). Runs of placeholders are cut by their grids, so that two videos may touch.
+        ids: (tokens,), on the CPU. Runs of placeholders are cut by their grids, so that two videos may touch.
         grids: The prompt's images and videos are taken from it.
 
     Returns:
@@ -65,9 +64,7 @@ def row_positions(ids: Tensor, grids: Grids, config: PreTrainedConfig) -> Tensor
     Raises:
         ValueError: Placeholders and grids disagree.
     """
-    ids = ids.cpu()
-    is_media = (ids == config.image_token_id) | (ids == config.video_token_id)
-    media = is_media.nonzero().flatten().tolist()
+    media = ((ids == config.image_token_id) | (ids == config.video_token_id)).nonzero().flatten().tolist()
     parts: list[Tensor] = []
     done = following = 0  # Tokens placed, and the position of the next one.
     for start in media:
