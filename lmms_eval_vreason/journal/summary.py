@@ -182,10 +182,6 @@ def steering_warning(facts: SteeringFacts) -> str:
     reasons = [f"{note} ({count} samples)" for note, count in facts.notes.items()]
     if facts.failed:
         reasons.append(f"failed ({facts.failed} samples)")
-    if not reasons and facts.without_video == 1.0:
-        reasons.append("no video tokens in any prompt")
-    if not reasons:
-        reasons.append("no update fell due: answers end before the first due step, or the learning rate is 0")
     return "V-Reason steered nothing, so this run measures the base model: " + "; ".join(reasons)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from lmms_eval_vreason.engines.hf.due_step import compiled_due_step
 from lmms_eval_vreason.engines.hf.prefix import continued, prefill
 from lmms_eval_vreason.engines.hf.upstream import CACHE
 from lmms_eval_vreason.families import family as families
-from lmms_eval_vreason.families.positions import MediaGrids, PositionRule, row_positions
+from lmms_eval_vreason.families.positions import media_grids, row_positions
 
 # What each family cannot do, and the reason that its error gives.
 NO_LITE = {
@@ -330,12 +331,18 @@ def test_text_goes_on_after_the_highest_position(name):
     model, inputs = random_family(name), inputs_of(name)
     calls, _ = positions_of(model, lambda: METHOD.generate(model, **inputs, max_new_tokens=4, eos_token_id=None))
     prefill_ids = calls[0][-3:]
-    rule = PositionRule(IMAGE, VIDEO, 2, {"qwen2_5_vl": 2, "qwen2_5_omni": 25}.get(name))
+    per_second = {"qwen2_5_vl": 2, "qwen2_5_omni": 25}.get(name)
+    config = SimpleNamespace(
+        model_type="qwen2_5_vl" if per_second else "qwen2_vl",
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=per_second),
+    )
     for row, each in enumerate(prompts(name)):
         runs = sum(after == 2 != before for before, after in pairwise(each["types"]))
         grids = torch.tensor([[frames_of(name, row) // runs, 4, 4]] * runs)
         ids = torch.tensor([VIDEO if kind == 2 else 0 for kind in each["types"]])
-        expected = row_positions(ids, MediaGrids(rule, video_grid_thw=grids), rule)
+        expected = row_positions(ids, media_grids(config, video_grid_thw=grids), config)
         kept = inputs["attention_mask"][row].bool()
         assert torch.equal(prefill_ids[:, row, kept], expected)
         following = [int(call[-3:, row, -1].unique()) for call in calls if call.shape[-1] == 1]

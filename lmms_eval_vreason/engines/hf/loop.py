@@ -5,6 +5,7 @@ transformers prepares the inputs, the cache, the logits processors and the stopp
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import StoppingCriteriaList as StoppingCriteria
 
-from lmms_eval_vreason.engines.hf.cache import check_cache, last_values, prune_video_tokens
+from lmms_eval_vreason.engines.hf.cache import check_cache, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
 from lmms_eval_vreason.engines.hf.upstream import (
@@ -117,10 +118,11 @@ class Decoding:
             video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
         self.video_tokens = video_mask.sum(dim=1).tolist()
         if self.method.steers and any(self.video_tokens):
-            shift = Shift(last_values(cache), video_mask, self.method)
+            shift = Shift(cache.layers[-1].values, video_mask, self.method)
             self.steering = Steering(Seam(self.model), shift, self.method, video_mask)
         self._kwargs = {**model_kwargs, "attention_mask": attention_mask}
-        if self._compiles():
+        auto = self.method.compile == "auto" and compiles_by_itself(self.model, self._kwargs, self.config)
+        if auto or self.method.compile == "on":
             self._compile(input_ids.new_ones(len(input_ids), int(cache.get_seq_length())))
         self.recorder.add(entropy(logits).to(input_ids.device))
         if logits.device.type == "cuda":
@@ -133,20 +135,15 @@ class Decoding:
         """The logits (batch, vocabulary) of the token after ``input_ids`` (batch, tokens)."""
         self._kwargs = next_model_kwargs(self.model, self.cache, self._kwargs)
         inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **self._kwargs)
-        if self.steering is not None and self.method.is_due(self.recorder.tokens):
-            return self.due(self.steering, inputs, unfinished)
-        logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
-        self.recorder.add(entropy(logits).to(unfinished.device))
-        return logits
-
-    def due(self, steering: Steering, inputs: dict[str, Any], unfinished: Tensor) -> Tensor:
-        """:meth:`next` with an update."""
         recorder = self.recorder
-        recorder.entropies()
+        if self.steering is None or not self.method.is_due(recorder.tokens):
+            logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
+            recorder.add(entropy(logits).to(unfinished.device))
+            return logits
         coin = self._coins[recorder.tokens] if self._coins else 0.0
         weight = weight_of(recorder.tokens, self.method.ema_decay, self.method.ema_correction)
-        averages = [recorder.ema, recorder.peak, [weight] * recorder.batch, [coin] * recorder.batch]
-        step = steering.step(inputs, averages, unfinished)
+        averages = [*recorder.averages(), [weight] * recorder.batch, [coin] * recorder.batch]
+        step = self.steering.step(inputs, averages, unfinished)
         recorder.add(step.entropy)
         if step.shift is not None:
             recorder.add_update(step._asdict())
@@ -155,12 +152,6 @@ class Decoding:
     def traces(self) -> list[Trace]:
         """One a sample."""
         return self.recorder.traces(self.video_tokens, self._notes(), self._faults())
-
-    def _compiles(self) -> bool:
-        """Whether this generation's steps are compiled: ``on``, or ``auto`` where transformers itself would."""
-        if self.method.compile == "auto":
-            return compiles_by_itself(self.model, self._kwargs, self.config)
-        return self.method.compile == "on"
 
     def _compile(self, nothing_masked: Tensor) -> None:
         """Args: ``nothing_masked`` (batch, tokens), the mask of a batch without padding."""
@@ -186,14 +177,11 @@ class Decoding:
 
     def _notes(self) -> list[str]:
         method = self.method
-        if method.policy == "off":
-            reason = "the policy is off"
-        elif not method.steers:
-            reason = "the learning rate is 0"
-        else:
-            reason = (
-                f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
-            )
+        reason = (
+            f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
+        )
+        if not method.steers:
+            reason = "the policy is off" if method.policy == "off" else "the learning rate is 0"
         return [reason if n else "the prompt has no video tokens" for n in self.video_tokens]
 
     def _faults(self) -> list[str]:
@@ -204,31 +192,24 @@ class Decoding:
         return [fault if sample else "" for sample in broken.tolist()]
 
 
+@dataclass(eq=False)
 class DecodingLoop:
     """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
     Attributes:
-        kind: What makes the forwards.
+        streamer: transformers does not hand it to a callable of one's own, so the object carries it.
         trained_positions: Whether the prompts' ``position_ids`` are trained ones, and generated tokens go on so.
         token_types: (batch, prompt), as in :meth:`~lmms_eval_vreason.families.family.Family.video_mask`.
         decoding: Its forwards and its cache, once it runs.
     """
 
-    kind: type[Decoding] = Decoding
-
-    def __init__(
-        self,
-        method: VReason,
-        *,
-        streamer: Any = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> None:
-        # transformers does not hand the streamer to a callable of one's own, so the object carries it.
-        self.method, self.streamer, self.generators = method, streamer, generators
-        self.trained_positions = False
-        self.token_types: Tensor | None = None
-        self.decoding: Decoding | None = None
-        self.traces: list[Trace] = []
+    method: VReason
+    streamer: Any = None
+    generators: Sequence[torch.Generator] | None = None
+    trained_positions: bool = False
+    token_types: Tensor | None = None
+    decoding: Decoding | None = field(default=None, init=False)
+    traces: list[Trace] = field(default_factory=list, init=False)
 
     def __call__(
         self,
@@ -241,7 +222,7 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
-        decoding = self.decoding = self.kind(self, model, generation_config, input_ids)
+        decoding = self.decoding = Decoding(self, model, generation_config, input_ids)
         logits = decoding.prefill(input_ids, model_kwargs)
         with experts_for_decoding(model):
             while True:

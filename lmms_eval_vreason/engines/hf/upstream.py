@@ -73,11 +73,6 @@ def pad_token(config: Any) -> Tensor:
     return token
 
 
-def attention_name(config: Any) -> str:
-    """``sdpa``, ``eager``, ``flash_attention_2``, … ``_attn_implementation``: 5.17, 5.20, 5.24."""
-    return str(config._attn_implementation)
-
-
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:
     """Tells torch.compile that this size differs from call to call. ``maybe_mark_dynamic``: torch 2.11 to 2.14."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
