@@ -19,7 +19,8 @@ from lmms_eval_vreason.shapes.render import render, write_mp4
 from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
 
 # Increase it whenever an index gives another question or picture, so that old clips are never taken for new ones.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
+HAZE = (0.0, 1.0)  # the least and the greatest haze of held-out clips
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Item:
     pictures: np.ndarray
 
 
-def make_item(split: str, index: int) -> Item:
-    """Question ``index`` of a split: the same on every machine; kinds take turns."""
+def make_item(split: str, index: int, haze: float | None = None) -> Item:
+    """Question ``index`` of a split: the same on every machine; kinds take turns. Its clip's haze is drawn if None."""
     rng = np.random.default_rng([list(SPLITS).index(split), index])
     kind = list(KINDS)[index % len(KINDS)]
     recipes = KINDS[kind][1]
@@ -42,12 +43,13 @@ def make_item(split: str, index: int) -> Item:
     while question is None:
         scene = make_scene(rng, recipes[rng.integers(len(recipes))], split)
         question = ask(scene, kind, rng)
-    return Item(split, index, scene, question, render(scene, rng))
+    drawn = float(rng.uniform(*HAZE))
+    return Item(split, index, scene, question, render(scene, rng, drawn if haze is None else haze))
 
 
-def make_items(split: str, count: int) -> list[Item]:
+def make_items(split: str, count: int, haze: float | None = None) -> list[Item]:
     """The first ``count`` questions of a split."""
-    return [make_item(split, index) for index in range(count)]
+    return [make_item(split, index, haze) for index in range(count)]
 
 
 def clip_path(split: str, index: int) -> Path:

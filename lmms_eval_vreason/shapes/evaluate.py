@@ -25,7 +25,7 @@ from lmms_eval_vreason.shapes.questions import KINDS
 from lmms_eval_vreason.shapes.render import sampled
 
 _WELL_FORMED = re.compile(r"<think>[^<]+</think><answer>([A-D])</answer>")
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 160
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from lmms_eval_vreason.shapes.questions import KINDS, NOTES, SceneQuestion, ask
+from lmms_eval_vreason.shapes.questions import KINDS, SceneQuestion, ask
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, LETTERS, NUMBERS, ROWS, SHAPES, words
 from lmms_eval_vreason.shapes.world import MOMENTS, RECIPES, SIDE, Scene, make_scene
@@ -19,11 +19,8 @@ _RECIPE_SHARES = (0.3, 0.25, 0.25, 0.2)  # move, race, order, vanish
 _DIRECT_SHARE = 0.08
 _PIXEL_NOISE = 4.0  # standard deviation in grey levels: about what H.264 adds
 _IGNORED = -100
-_NARRATED = 2  # how often a narration goes through all things
-_FARTHEST = 80  # positions between a clip and its narration, at most
-# What a note says that is read off the clip, and what follows from what it has read.
-_DERIVED = (*NUMBERS, "none", "stays", "moves")
-_READINGS = (*SHAPES, *ROWS, *COLUMNS, *_DERIVED, "gone")
+# What follows from the words before it: in a path, and in a count.
+_DERIVED = {"more": (*NUMBERS, "none", "stays", "moves", "hops"), "count": NUMBERS}
 
 
 @dataclass(frozen=True)
@@ -31,13 +28,12 @@ class Segments:
     """Token rows that follow a shared prefix, right-padded.
 
     ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` is each row's
-    clip, ``gap`` the number of positions between the prefix and the row.
+    clip.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     clip: torch.Tensor
-    gap: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -92,14 +88,13 @@ class _Segment:
     ids: list[int]
     labels: list[int]
     clip: int = 0
-    gap: int = 0
 
 
 def _pad(rows: Sequence[_Segment], pad: int) -> Segments:
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows])
     labels = torch.tensor([row.labels + [_IGNORED] * (longest - len(row.labels)) for row in rows])
-    return Segments(ids, labels, torch.tensor([row.clip for row in rows]), torch.tensor([row.gap for row in rows]))
+    return Segments(ids, labels, torch.tensor([row.clip for row in rows]))
 
 
 def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[SceneQuestion]:
@@ -136,38 +131,20 @@ def _only(ids: list[int], wanted: set[int]) -> list[int]:
     return [token if token in wanted else _IGNORED for token in ids]
 
 
-def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int) -> _Segment:
-    """Notes on all things of a clip, in random order and of random style; only what is read off the clip is learnt.
-
-    A question's chain of thought reads the clip a few times; a narration does nothing else and teaches it sooner.
-    The gap puts it as far from the clip as a prompt would.
-    """
-    tokenizer = layout.processor.tokenizer
-    styles = [note for note, suits in NOTES if suits(scene)]
-    notes = []
-    for _ in range(_NARRATED):
-        note = styles[rng.integers(len(styles))]
-        notes += [note(scene.things[index]) for index in rng.permutation(len(scene.things))]
-    ids = tokenizer(" " + ", ".join(notes))["input_ids"]
-    return _Segment(ids, _only(ids, _ids(tokenizer, _READINGS)), clip, int(rng.integers(_FARTHEST)))
-
-
-def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3, narrated: bool) -> Batch:
-    """A batch of training clips, three questions or two and a narration each, in ``groups`` of like length."""
+def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3) -> Batch:
+    """A batch of training clips of any haze, three questions each, in ``groups`` of like length."""
     frames, rows, names = [], [], []
     for clip in range(clips):
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
         scene = make_scene(rng, recipe, "train")
-        pixels = render(scene, rng).astype(np.float32)
+        pixels = render(scene, rng, float(rng.random())).astype(np.float32)
         pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * _PIXEL_NOISE
         frames.append(sampled(pixels.clip(0, 255).astype(np.uint8)))
         names += name_cells(scene)
-        for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP - narrated):
+        for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP):
             direct = bool(rng.random() < _DIRECT_SHARE)
             ids, labels = layout.segment(question.prompt(direct=direct), question.response(direct=direct))
             rows.append(_Segment(ids, labels, clip))
-        if narrated:
-            rows.append(_narration(layout, rng, scene, clip))
     rows.sort(key=lambda row: len(row.ids))
     size = -(-len(rows) // groups)
     tokenizer = layout.processor.tokenizer
@@ -201,8 +178,9 @@ def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
         scene = make_scene(rng, recipe, "train")
         question = next(iter(questions_on(scene, recipe, rng, 1)), None)
     ids, labels = layout.segment(question.prompt(), question.response())
-    end = ids.index(tokenizer(".")["input_ids"][0], next(at for at, label in enumerate(labels) if label != _IGNORED))
-    derived = _ids(tokenizer, _DERIVED) if question.kind == "more" else set()
+    (stop,) = tokenizer(".")["input_ids"]
+    end = max(at for at, token in enumerate(ids) if token == stop)
+    derived = _ids(tokenizer, _DERIVED[question.kind]) if question.kind in _DERIVED else set()
     given = (at < end and token not in derived for at, token in enumerate(ids))
     return _Segment(ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)])
 
