@@ -1,10 +1,10 @@
-"""Held-out accuracy of a shapes checkpoint by kind of question: ``python -m lmms_eval_vreason.shapes.evaluate``."""
+"""How good and how sure a shapes checkpoint is on held-out questions: ``python -m lmms_eval_vreason.shapes.evaluate``."""
 
 import argparse
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,17 @@ from lmms_eval_vreason.shapes.questions import KINDS
 from lmms_eval_vreason.shapes.render import sampled
 
 _WELL_FORMED = re.compile(r"<think>[^<]+</think><answer>([A-D])</answer>")
+_OFF = VReason(policy="off")
 MAX_NEW_TOKENS = 160
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to some items, in their order: the raw outputs, and the traces if a method was given."""
+    """Answers to some items, in their order: the raw outputs and their traces."""
 
     items: Sequence[Item]
     texts: list[str]
-    traces: list[Trace] = field(default_factory=list)
+    traces: list[Trace]
 
     @property
     def right(self) -> list[bool]:
@@ -47,17 +48,23 @@ class Answers:
         return float(np.mean(self.right))
 
     @property
-    def by_kind(self) -> dict[str, float]:
-        """Kind of question → accuracy, for the kinds that were asked."""
-        kinds = [item.question.kind for item in self.items]
-        return {
-            str(kind): float(share) for kind, share in pd.Series(self.right).groupby(kinds, sort=False).mean().items()
-        }
-
-    @property
     def format_valid(self) -> float:
         """The share of outputs that are well-formed."""
         return float(np.mean([read_answer(text) is not None for text in self.texts]))
+
+    @property
+    def tokens(self) -> pd.Series:
+        """Generated tokens, the end token included."""
+        return pd.Series([len(trace.entropy) for trace in self.traces])
+
+    @property
+    def entropy(self) -> float:
+        """Mean over all generated tokens, in nats."""
+        return float(np.concatenate([trace.entropy for trace in self.traces]).mean())
+
+    def accuracy_by(self, groups: Sequence[Any]) -> dict[str, float]:
+        """Group → accuracy, given each item's group."""
+        return {str(group): float(share) for group, share in pd.Series(self.right).groupby(groups).mean().items()}
 
 
 def read_answer(text: str) -> str | None:
@@ -104,7 +111,7 @@ class Reasoner:
         items: Sequence[Item],
         frames: Sequence[np.ndarray] | None = None,
         *,
-        method: VReason | None = None,
+        method: VReason = _OFF,
         batch_size: int = 64,
     ) -> Answers:
         """Greedy answers to ``items``.
@@ -112,31 +119,24 @@ class Reasoner:
         Args:
             items: The questions.
             frames: What the model sees instead of the items' own pictures: clips read from files, or other clips.
-            method: None is the model's own ``generate``.
+            method: The base model's answers if left out.
             batch_size: Questions at once.
         """
         frames = frames if frames is not None else [sampled(item.pictures) for item in items]
-        texts, traces = dict[int, str](), dict[int, Trace]()
+        answers: dict[int, tuple[str, Trace]] = {}
         # Questions of one kind are about as long: batched together, few steps go to those that have finished.
         order = sorted(range(len(items)), key=lambda index: (items[index].question.kind, index))
         for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False):
             part = order[start : start + batch_size]
             inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
-            tokens, traced = self._generate(inputs, method)
-            texts.update(zip(part, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True))
-            traces.update(zip(part, traced, strict=bool(traced)))
-        return Answers(items, [texts[index] for index in sorted(texts)], [traces[index] for index in sorted(traces)])
-
-    def _generate(self, inputs: BatchFeature, method: VReason | None) -> tuple[torch.Tensor, list[Trace]]:
-        """The generated tokens, (batch, new tokens), and the traces, which the plain model has none of."""
-        options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
-        options["position_ids"] = trained_positions(self.model.config, **inputs)
-        prompt = inputs["input_ids"].shape[1]
-        if method is None:
-            with torch.inference_mode():
-                return self.model.generate(**inputs, **options)[:, prompt:], []
-        result = generate(self.model, method, **inputs, **options)
-        return result.sequences[:, prompt:], result.traces
+            positions = trained_positions(self.model.config, **inputs)
+            options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "position_ids": positions}
+            result = generate(self.model, method, **inputs, **options)
+            said = result.sequences[:, inputs["input_ids"].shape[1] :]
+            texts = self.processor.batch_decode(said, skip_special_tokens=True)
+            answers.update(zip(part, zip(texts, result.traces, strict=True), strict=True))
+        texts, traces = zip(*(answers[index] for index in range(len(items))), strict=True)
+        return Answers(items, list(texts), list(traces))
 
 
 def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
@@ -146,29 +146,25 @@ def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
     return [video.permute(0, 2, 3, 1).round().to(torch.uint8).numpy() for video in videos]
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of ``values``."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def report(checkpoint: str | None, count: int) -> dict[str, Any]:
-    """Accuracy on ``count`` test questions from files, from pictures in memory, and with another question's video."""
+    """Accuracy, entropy and length on ``count`` test questions from files; accuracy on clear and on other clips.
+
+    ``accuracy_with_another_video``: each question sees the clip of the next of its kind; kinds take turns.
+    """
     reasoner, items = Reasoner.load(checkpoint), make_items("test", count)
-    frames = frames_from_files(items)
-    # Each question's frames exchanged for those of the next question of its kind: kinds take turns.
-    whole = len(items) // len(KINDS) * len(KINDS)
-    others = [frames[(index + len(KINDS)) % whole] for index in range(len(items))]
-    answers = reasoner.answer(items, frames)
-    tokens = pd.Series([len(ids) for ids in reasoner.processor.tokenizer(answers.texts)["input_ids"]])
+    frames, turn = frames_from_files(items), len(KINDS)
+    answers, clear = reasoner.answer(items, frames), make_items("test", count, haze=0.0)
     return {
         "questions": count,
         "accuracy": answers.accuracy,
-        "standard_error": standard_error(answers.right),
-        "by_kind": answers.by_kind,
+        "standard_error": float(pd.Series(answers.right).sem()),
+        "by_kind": answers.accuracy_by([item.question.kind for item in items]),
+        "by_haze": answers.accuracy_by([f"{item.haze // 0.25 * 0.25:.2f}" for item in items]),
         "format_valid": answers.format_valid,
-        "tokens": {"mean": float(tokens.mean()), "least": int(tokens.min()), "most": int(tokens.max())},
-        "accuracy_from_memory": reasoner.answer(items).accuracy,
-        "accuracy_with_another_video": reasoner.answer(items, others).accuracy,
+        "entropy": answers.entropy,
+        "tokens": answers.tokens.describe().to_dict(),
+        "accuracy_on_clear_clips": reasoner.answer(clear).accuracy,
+        "accuracy_with_another_video": reasoner.answer(items, frames[turn:] + frames[:turn]).accuracy,
     }
 
 

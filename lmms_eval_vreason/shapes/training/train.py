@@ -213,7 +213,8 @@ class Training:
         self.model.eval()
         answers = Reasoner(self.model, self.processor).answer(make_items("validation", self.recipe.validation))
         self.model.train()
-        return {"accuracy": answers.accuracy, **answers.by_kind}
+        kinds = answers.accuracy_by([item.question.kind for item in answers.items])
+        return {"accuracy": answers.accuracy, "entropy": answers.entropy, **kinds}
 
 
 def train(folder: Path, recipe: Recipe, start: str | None = None) -> Path:
