@@ -1,5 +1,6 @@
 """Random models of each family in memory and inputs for them: the decoding core's tests need no files."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -14,6 +15,7 @@ from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.generation import frozen
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.families.positions import trained_positions
+from lmms_eval_vreason.method.trace import COLUMNS
 
 # Matrices this small are slower on two threads than on one.
 torch.set_num_threads(1)
@@ -155,6 +157,30 @@ def with_double_norms(model):
                 norm.weight = child.weight
                 setattr(module, name, norm)
     return model
+
+
+def values_scaled(model, s: float):
+    """The last layer's values times ``s``, its output projection by ``s``: the same function with other values."""
+    attention = model.get_decoder().layers[-1].self_attn
+    with torch.no_grad():
+        attention.v_proj.weight.mul_(s)
+        if attention.v_proj.bias is not None:
+            attention.v_proj.bias.mul_(s)
+        attention.o_proj.weight.div_(s)
+    return model
+
+
+def assert_same_run(results) -> None:
+    """The same tokens, entropies, changes and shifts in all of the ``results`` of ``generate``."""
+    first, *others = results
+    for other in others:
+        assert torch.equal(first.sequences, other.sequences)
+        for ours, theirs in zip(first.traces, other.traces, strict=True):
+            assert ours.updates == theirs.updates > 0
+            for name in COLUMNS:
+                assert np.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-6, equal_nan=True), (
+                    name
+                )
 
 
 def at_video(shift, states: Tensor, row: int) -> Tensor:

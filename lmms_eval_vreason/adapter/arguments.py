@@ -2,17 +2,17 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from lmms_eval_vreason.adapter.options import GROUPS
-from lmms_eval_vreason.method.config import CHOICES, VReason
+from lmms_eval_vreason.method.config import CHOICES, PRESETS, VReason
 from lmms_eval_vreason.options import Audience
 
 _HEADINGS: dict[Audience, str] = {"usual": "The usual eight", "method": "The method", "expert": "For experts"}
 _USUAL = {"policy"}
-_EXPERT = {"compile", "head_topk", "seed"}
+_EXPERT = {"compile", "head_topk", "head_tail", "seed"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ def rows() -> Iterator[Row]:
         for name, field in kind.model_fields.items():
             facts = kind.facts(name)
             yield Row(name, field.default, facts.get("enum", ()), described[name], facts["audience"])
+    settings = "; ".join(f"`{name}`: {_spelled(preset)}" for name, preset in PRESETS.items())
+    yield Row("preset", "default", (), f"A strength by its name; arguments of one's own win. {settings}.", "method")
     described = attributes(VReason)
     for option in fields(VReason):
         audience: Audience = "usual" if option.name in _USUAL else "expert" if option.name in _EXPERT else "method"
@@ -60,6 +62,10 @@ def _line(row: Row) -> str:
     unsaid = any(f"`{choice}`" not in row.what for choice in row.choices)
     allowed = f" One of {', '.join(f'`{choice}`' for choice in row.choices)}." if unsaid else ""
     return f"| `{row.name}` | {_shown(row.default)} | {row.what}{allowed} |"
+
+
+def _spelled(preset: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={_shown(value)[1:-1]}`" for name, value in preset.items()) or "the defaults"
 
 
 def _shown(value: Any) -> str:

@@ -91,7 +91,8 @@ GROUPS: dict[str, type[OptionGroup]] = {
 
 def argument_names() -> list[str]:
     """Every name that ``--model_args`` may hold."""
-    return [name for group in GROUPS.values() for name in group.model_fields] + [f.name for f in fields(VReason)]
+    groups = [name for group in GROUPS.values() for name in group.model_fields]
+    return [*groups, "preset", *(field.name for field in fields(VReason))]
 
 
 def parse_options(arguments: Mapping[str, Any]) -> Options:
@@ -143,4 +144,4 @@ def _parse_method(arguments: Mapping[str, Any]) -> VReason:
                 if kind is bool:
                     raise ValueError(f"{name}={value!r} is neither on nor off") from error
                 given[name] = arguments[name]
-    return VReason(**given)
+    return VReason.preset(arguments.get("preset", "default"), **given)

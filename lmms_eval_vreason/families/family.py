@@ -49,28 +49,34 @@ class Tail:
         settings = [(name, getattr(config, name, None)) for name in AFTER_HEAD]
         self._after: list[tuple[Any, Any, float]] = [(*AFTER_HEAD[name], value) for name, value in settings if value]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(batch, vocabulary), from the final norm's output, (batch, hidden_size)."""
-        logits: Tensor = self.head(hidden)
+    def rows(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The head's rows of ``tokens`` (batch, n): weights (batch, n, hidden_size), biases (batch, n) or None."""
+        tokens = tokens.to(self.head.weight.device)
+        return self.head.weight[tokens], None if self.head.bias is None else self.head.bias[tokens]
+
+    def logits(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
+        """(batch, vocabulary), or (batch, n) of ``rows``, from the final norm's output, (batch, hidden_size)."""
+        if rows is None:
+            logits: Tensor = self.head(hidden)
+        else:
+            weight, bias = rows
+            logits = (weight @ hidden[:, :, None].to(weight.device))[:, :, 0]
+            logits = logits if bias is None else logits + bias
         for function, _, value in self._after:
             logits = function(logits, value)
         return logits
 
-    def before_head(self, gradient: Tensor, logits: Tensor, top: Tensor | None) -> Tensor:
+    def before_head(self, gradient: Tensor, logits: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """The gradient in the final norm's output, (batch, hidden_size), from that in ``logits``, in closed form.
 
         Args:
-            gradient: (batch, vocabulary), or (batch, n) of the tokens ``top`` alone, (batch, n).
-            logits: (batch, vocabulary), which :meth:`logits` gave.
+            gradient, logits: (batch, vocabulary), or (batch, n) of ``rows``; the latter as :meth:`logits` gave them.
         """
-        weight = self.head.weight
         for _, derivative, value in self._after:
-            gradient = gradient * derivative(logits if top is None else logits.gather(-1, top), value)
+            gradient = gradient * derivative(logits, value)
+        weight = self.head.weight if rows is None else rows[0]
         gradient = gradient.to(weight)
-        if top is None:
-            return gradient @ weight
-        # Σ of the head's rows, weighted with their tokens' gradients, without a copy of the rows.
-        return nn.functional.embedding_bag(top.to(weight.device), weight, per_sample_weights=gradient, mode="sum")
+        return gradient @ weight if rows is None else (gradient[:, None] @ weight)[:, 0]
 
 
 def family_of(model: Any) -> Family:

@@ -6,8 +6,8 @@ from typing import Any
 CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("switch", "minimize", "maximize", "random", "off"),
     "objective": ("kl_p_u", "kl_u_p"),
-    "optimizer": ("adam", "sgd"),
-    "norm": ("head", "token", "none"),
+    "optimizer": ("adam", "sgd", "nsgd"),
+    "norm": ("head", "token", "cache", "none"),
     "rounding": ("stochastic", "nearest"),
     "prune_score": ("value_norm", "key_norm", "mean_value_norm", "random"),
     "compile": ("auto", "on", "off"),
@@ -18,11 +18,21 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "learning_rate": (0.0, float("inf"), True, False),
     "update_every": (1, float("inf"), True, False),
     "steps_per_update": (1, float("inf"), True, False),
+    "beta1": (0.0, 1.0, True, False),
+    "beta2": (0.0, 1.0, True, False),
     "ema_decay": (0.0, 1.0, True, False),
     "min_entropy": (0.0, float("inf"), True, False),
     "head_topk": (0, float("inf"), True, False),
+    "head_tail": (0.0, 1.0, True, False),
     "prune_ratio": (0.0, 1.0, True, False),
     "seed": (0, 2**63, True, False),
+}
+
+# Named strengths, each a change of the defaults; ours, measured in docs/effect.md.
+PRESETS: dict[str, dict[str, Any]] = {
+    "gentle": {"learning_rate": 0.3},
+    "default": {},
+    "strong": {"keep_shift": False, "optimizer": "nsgd", "update_every": 1, "min_entropy": 0.5},
 }
 
 
@@ -36,22 +46,34 @@ class VReason:
         policy: How α is set at each step. ``switch`` (paper): −1 (lower the entropy) while the entropy's EMA is under
             its running peak, else +1 (raise it). ``minimize``, ``maximize`` (paper's ablations): −1 or +1 throughout.
             ``random`` (control, ours): a fair coin from ``seed``. ``off``: the base model.
-        learning_rate: Step size of ΔV in the optimiser, in the units of the value cache. Ours. 0 is the base model.
+        learning_rate: Step size of ΔV in the optimiser, in units of each token's and KV head's RMS over head_dim, so
+            that one rate turns the values of every model alike. Ours. 0 is the base model.
         update_every: One update every this many generated tokens (paper: k; 2 works well).
-        refresh: Recompute the current token's logits with the updated cache, so that an update already acts on the
+        refresh: Recompute the current token's logits with the updated values, so that an update already acts on the
             token that caused it. Ours.
-        ema_decay: β of the entropy's exponential moving average, which starts at 0. Ours: 0.98.
+        keep_shift: ΔV stays from one update to the next (paper). Off: it starts at 0 at each, for this token alone, and
+            the cache stays as it was; needs ``refresh``. Ours.
+        ema_decay: β of the entropy's exponential moving average, which starts at 0. Ours: 0.9.
+        ema_correction: Divide the average by 1 - βᵗ, so that it does not have to climb from 0. Ours: off.
         objective: ``kl_p_u`` is KL(p‖U), ``kl_u_p`` is KL(U‖p); the loss is α times it. Ours: ``kl_p_u``.
-        optimizer: ``adam`` (β 0.9, 0.999) or ``sgd``, per video. Ours: adam.
+        optimizer: Per video, ``adam``, ``sgd``, or ``nsgd``: a step along the gradient whose RMS is the learning rate.
+            Ours: adam.
+        beta1, beta2: Adam's. Ours: 0 and 0.999; successive gradients are nearly orthogonal, so that momentum averages
+            the current one away.
         steps_per_update: Optimiser steps at each update. Ours: 1.
         norm: Over what the update preserves the norm of V: ``head`` (per token and KV head, over head_dim; ours),
-            ``token`` (per token, over all KV heads) or ``none`` (V + ΔV as it is).
+            ``token`` (per token, over all KV heads), ``cache`` (one norm for all of a sample's video, as the paper's
+            figure can be read) or ``none`` (V + ΔV as it is).
         rounding: How V_new is rounded to a bfloat16 cache. ``stochastic`` keeps, on average, steps that are smaller
-            than the cache's spacing (0.03 at a value of 4, three times the learning rate); ``nearest`` loses them
-            until they add up in ΔV, which is float32 either way. Other dtypes are rounded to nearest. Ours.
-        min_entropy: Nats; below it an update is skipped, because its gradient is dead and Adam would move ΔV on old
-            momentum alone. Ours.
-        head_topk: Take the gradient through the head from this many likeliest tokens only; 0 is exact. Ours.
+            than the cache's spacing; ``nearest`` loses them until they add up in ΔV, which is float32 either way. Other
+            dtypes are rounded to nearest. Ours.
+        min_entropy: Nats; below it an update is skipped and costs next to nothing. At 0 a dead gradient would move ΔV
+            on old momentum alone. Ours.
+        head_topk: At most this many of the likeliest tokens take part in an update, in its gradient and its refreshed
+            logits; the others keep their logits. 0 is exact, and so is any update of ``kl_u_p``, whose gradient is
+            spread over the whole vocabulary. Ours.
+        head_tail: As few of the likeliest tokens as leave the others no more than this probability take part; where
+            ``head_topk`` of them leave more, all do. Ours.
         prune_ratio: Lite: share of the video tokens dropped from all layers' caches after prefill. Paper: 0.5 for Lite.
         prune_score: Lite: the tokens with the lowest score go. ``value_norm`` and ``key_norm`` are L2 norms in the last
             layer, ``mean_value_norm`` the mean over layers, ``random`` a control. Ours (the paper says "norm").
@@ -64,17 +86,22 @@ class VReason:
     """
 
     policy: str = "switch"
-    learning_rate: float = 0.01
+    learning_rate: float = 1.0
     update_every: int = 2
     refresh: bool = True
-    ema_decay: float = 0.98
+    keep_shift: bool = True
+    ema_decay: float = 0.9
+    ema_correction: bool = False
     objective: str = "kl_p_u"
     optimizer: str = "adam"
+    beta1: float = 0.0
+    beta2: float = 0.999
     steps_per_update: int = 1
     norm: str = "head"
     rounding: str = "stochastic"
     min_entropy: float = 1e-4
-    head_topk: int = 0
+    head_topk: int = 1024
+    head_tail: float = 0.01
     prune_ratio: float = 0.0
     prune_score: str = "value_norm"
     compile: str = "auto"
@@ -83,11 +110,17 @@ class VReason:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check(field.name, field.type, getattr(self, field.name))
-        if self.head_topk and self.objective == "kl_u_p":
+        if not (self.keep_shift or self.refresh):
             raise ValueError(
-                "head_topk needs objective='kl_p_u': the gradient of KL(U‖p) is spread over the whole vocabulary. "
-                "Set head_topk=0 or objective='kl_p_u'"
+                "keep_shift=False needs refresh=True: a ΔV that is gone at the next token acts on this one or on none"
             )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "VReason":
+        """One of the :data:`PRESETS`, with ``changes``. Raises ValueError as the class does."""
+        if name not in PRESETS:
+            raise ValueError(f"preset={name!r} is not one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
 
     @property
     def steers(self) -> bool:

@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 
 
-def moving_average(ema: Tensor, peak: Tensor, h: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    """H_ema ← β H_ema + (1-β) H, then peak ← max(peak, H_ema); all (batch,), nats. Both start at 0 (paper).
+def weight_of(token: int, decay: float, correction: bool) -> float:
+    """What the ``token``-th entropy (from 0) counts in the moving average: 1-β; with correction (1-β) / (1-βᵗ).
+
+    With it the average is that of Adam's moments: the weights of all tokens so far add up to 1 (ours).
+    """
+    return (1.0 - decay) / (1.0 - decay ** (token + 1)) if correction else 1.0 - decay
+
+
+def moving_average(ema: Tensor, peak: Tensor, h: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+    """H_ema ← (1-w) H_ema + w H, then peak ← max(peak, H_ema); all (batch,), nats. Both start at 0; w = 1-β (paper).
 
     A non-finite entropy leaves both as they are.
     """
     h = h.to(ema.dtype)
     # An entropy is not negative: one comparison tells nan and infinity.
-    ema = torch.where(h < torch.inf, torch.lerp(ema, h, 1.0 - decay), ema)
+    ema = torch.where(h < torch.inf, torch.lerp(ema, h, weight), ema)
     return ema, torch.maximum(peak, ema)
 
 

@@ -1,96 +1,21 @@
 """ΔV: one trainable number per entry of the last layer's value cache at the video tokens, and how it moves V."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from lmms_eval_vreason.method.config import VReason
-from lmms_eval_vreason.method.kernels import scaled_rows, scaled_rows_gradient
+from lmms_eval_vreason.method.norm import KeptNorm
 from lmms_eval_vreason.method.optimizers import OPTIMIZERS
-
-
-def moved_values(moved: Tensor, length: Tensor | None) -> Tensor:
-    """V_new = (V + ΔV) / ‖V + ΔV‖ · ‖V‖ (paper): the direction moves, the norm stays.
-
-    Args:
-        moved: (batch, kv_heads, tokens, head_dim), V + ΔV.
-        length: ‖V‖ as :func:`kept_norm` gives it. None: the norm is free, V_new is V + ΔV.
-
-    Returns:
-        The shape of ``moved``. Where ΔV is 0, V_new is V to the bit.
-    """
-    if length is None:
-        return moved
-    return _from_rows(scaled_rows(_rows(moved, length), length.view(-1, 1))[0], moved, length)
-
-
-def shift_gradient(moved: Tensor, gradient: Tensor, length: Tensor | None) -> Tensor:
-    """dL/dΔV from dL/dV_new: (‖V‖/‖V+ΔV‖) (I - u uᵀ) dL/dV_new, u = (V+ΔV)/‖V+ΔV‖. As :func:`moved_values`."""
-    if length is None:
-        return gradient
-    rows = scaled_rows_gradient(_rows(gradient, length), _rows(moved, length), length.view(-1, 1))
-    return _from_rows(rows, moved, length)
-
-
-def kept_norm(values: Tensor, norm: str) -> Tensor | None:
-    """‖V‖ over what ``norm`` keeps it: (batch, kv_heads or 1, tokens, 1), None for ``none``."""
-    if norm == "none":
-        return None
-    batch, kv_heads, tokens, _ = values.shape
-    length = values.new_ones(batch, kv_heads if norm == "head" else 1, tokens, 1)
-    # The very kernel that divides by it later on.
-    return scaled_rows(_rows(values, length), length.view(-1, 1))[1].view_as(length)
-
-
-def _rows(x: Tensor, length: Tensor) -> Tensor:
-    """(rows, entries): one row for each norm that is kept."""
-    return x.flatten(0, 2) if length.shape[1] == x.shape[1] else x.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _from_rows(rows: Tensor, like: Tensor, length: Tensor) -> Tensor:
-    batch, kv_heads, tokens, head_dim = like.shape
-    if length.shape[1] == kv_heads:
-        return rows.view(batch, kv_heads, tokens, head_dim)
-    return rows.view(batch, tokens, kv_heads, head_dim).transpose(1, 2)
-
-
-def rounded(values: Tensor, noise: Tensor) -> Tensor:
-    """``values`` (float32) rounded to bfloat16, up or down at random in proportion to the distances.
-
-    Args:
-        noise: int32 in [0, 2¹⁶), uniform, in a shape that broadcasts to that of ``values``.
-
-    Returns:
-        bfloat16. A value that bfloat16 holds exactly stays.
-    """
-    # bfloat16 is the upper half of a float32: a carry out of the lower half rounds away from zero.
-    bits = values.contiguous().view(torch.int32)
-    return ((bits + noise) & -0x10000).view(torch.float32).to(torch.bfloat16)
-
-
-class Noise:
-    """Uniform int32 noise in [0, 2¹⁶), new at each call, from a Weyl sequence over (token, kv_head · head_dim, call).
-
-    A generator would need one draw a sample to keep samples apart; this is three additions and keeps no state but the
-    indices. Its multipliers are odd parts of 2¹⁶ over irrational numbers, so that it fills the range evenly.
-    """
-
-    def __init__(self, video: Tensor, shape: tuple[int, int], seed: int) -> None:
-        """Args: ``video`` (batch, tokens) bool; ``shape`` (kv_heads, head_dim)."""
-        # A token's place among its own sample's video tokens: its noise depends on neither the batch nor its padding.
-        ordinal = video.cumsum(dim=1, dtype=torch.int32)
-        self.tokens = (ordinal * 40503 + seed % 65521 * 7919)[:, None, :, None]
-        entries = torch.arange(shape[0] * shape[1], device=video.device, dtype=torch.int32)
-        self.entries = (entries * 27145).view(1, shape[0], 1, shape[1])
-        self.calls = torch.zeros((), dtype=torch.int32, device=video.device)
-
-    def next(self) -> Tensor:
-        """(batch, kv_heads, tokens, head_dim)."""
-        self.calls += 51749
-        return (self.tokens + self.entries + self.calls) & 0xFFFF
+from lmms_eval_vreason.method.rounding import Noise, rounded
 
 
 class Shift:
     """ΔV of a batch: independent samples in one tensor, over a window of the cache, eager and compiled alike.
+
+    What the optimiser moves is ΔV in units of each token's and KV head's RMS over head_dim, so that one learning rate
+    turns the values of every model alike (ours).
 
     The window goes from the first video token of any sample to the last. What else lies in it (text between videos,
     padding, another sample's shorter video) gets no gradient: its ΔV stays 0 and its V_new is V to the bit. ΔV and the
@@ -100,8 +25,9 @@ class Shift:
     Attributes:
         video: (batch, 1, 1, window) bool.
         original: (batch, kv_heads, window, head_dim), V as prefilled, in the cache's dtype.
-        delta: The same shape, ΔV; starts at 0 (paper).
-        length: ‖V‖, see :func:`kept_norm`.
+        unit: (batch, kv_heads, window, 1), the RMS of V; 0 for a sample that is given up, whose V_new is V from then.
+        turns: ΔV / unit, the shape of V; starts at 0 (paper).
+        kept: Whether ΔV stays from one due token to the next (paper), in the cache. Else it starts at 0 at each.
     """
 
     def __init__(self, values: Tensor, video_mask: Tensor, method: VReason) -> None:
@@ -113,59 +39,87 @@ class Shift:
         self.before = values.new_empty(start + 2, 0)
         self.video = video_mask[:, None, None, start:stop].to(values.device)
         original = values[:, :, start:stop]
-        dtype = torch.promote_types(values.dtype, torch.float32)
-        at_video = (original * self.video.transpose(2, 3)).to(dtype)
-        self.size = _norms(at_video).clamp_min(torch.finfo(dtype).tiny)
-        self.length = kept_norm(original.to(dtype), method.norm)
+        precise = original.to(torch.promote_types(values.dtype, torch.float32))
+        at_video = self.video.transpose(2, 3)
+        self.size = _norms(precise * at_video).clamp_min(torch.finfo(precise.dtype).tiny)
+        self.norm = KeptNorm(precise, at_video, method.norm)
+        norms = self.norm.length
+        if norms is None or method.norm != "head":
+            norms = torch.linalg.vector_norm(precise, dim=3, keepdim=True)
+        self.unit = norms / math.sqrt(values.shape[3])
         # A vector of zeros has no direction (0 / 0); it stays zero as one of any direction and of length 0.
-        self.original = original.clone() if self.length is None else original.masked_fill(self.length == 0, 1.0)
-        self.delta = torch.zeros_like(self.original, dtype=dtype)
-        self.optimizer = OPTIMIZERS[method.optimizer](method.learning_rate, self.delta)
+        rows = self.norm.length if method.norm in ("head", "token") else None
+        self.original = original.clone() if rows is None else original.masked_fill(rows == 0, 1.0)
+        self.turns = torch.zeros_like(self.original, dtype=precise.dtype)
+        entries = self.video.sum(dim=3, keepdim=True) * values.shape[1] * values.shape[3]
+        self.kept, self.optimizer = method.keep_shift, OPTIMIZERS[method.optimizer](method, self.turns, entries)
         self.noise = None
-        if method.rounding == "stochastic" and values.dtype == torch.bfloat16:
+        if method.rounding == "stochastic" and values.dtype == torch.bfloat16 and self.kept:
             self.noise = Noise(self.video[:, 0, 0], (values.shape[1], values.shape[3]), method.seed)
+
+    @property
+    def delta(self) -> Tensor:
+        """ΔV, the shape of V."""
+        return self.unit * self.turns
 
     def window(self, states: Tensor, dim: int = 2) -> Tensor:
         """The part of ``states``, one of the cache's tensors, that ΔV covers: a view. ``dim``: the tokens'."""
-        return states.narrow(dim, self.before.shape[0] - 2, self.delta.shape[2])
+        return states.narrow(dim, self.before.shape[0] - 2, self.turns.shape[2])
+
+    def begin(self) -> None:
+        """A due token begins: a ΔV that is not kept goes back to 0, and its optimiser to its start."""
+        if not self.kept:
+            for tensor in (self.turns, *self.optimizer.state()):
+                tensor.zero_()
 
     def gradient(self, p: Tensor, output_gradient: Tensor) -> Tensor:
-        """dL/dΔV, the shape of ΔV, from the gradient at the attention's output A of one query: dL/dV = pᵀ dL/dA.
+        """dL/dΔV · unit, the shape of ΔV, from the gradient at the attention's output A of one query: dL/dV = pᵀ dL/dA.
 
         Args:
             p: (batch, kv_heads, query heads a KV head, window), the attention's probabilities; 0 where no video is.
             output_gradient: (batch, kv_heads, query heads a KV head, head_dim).
         """
-        gradient = p.transpose(2, 3) @ output_gradient
-        return shift_gradient(self.original + self.delta, gradient.to(self.delta.dtype), self.length)
+        dtype, rows = self.turns.dtype, self.norm.kind in ("head", "none")
+        # A unit goes through a norm of its own row as it is, and there are fewer probabilities than values.
+        p = p.to(dtype) * self.unit.transpose(2, 3) if rows else p.to(dtype)
+        gradient = self.norm.gradient(self._sum(), p.transpose(2, 3) @ output_gradient.to(dtype))
+        return gradient if rows else gradient * self.unit
 
-    def step(self, gradient: Tensor, active: Tensor, sound: Tensor) -> None:
-        """One optimiser step of the ``active`` samples, (batch,) bool; ΔV ← 0 for those that are not ``sound``."""
-        moves = (active & sound)[:, None, None, None]
-        self.delta.mul_(sound[:, None, None, None])
-        self.optimizer.step(self.delta, torch.where(moves, gradient, 0.0), moves.to(self.delta.dtype))
+    def step(self, gradient: Tensor, active: Tensor) -> None:
+        """One optimiser step of the ``active`` samples, (batch,) bool. All others' ``gradient`` is 0."""
+        self.optimizer.step(self.turns, gradient, active[:, None, None, None].to(self.turns.dtype))
+
+    def give_up(self, samples: Tensor) -> None:
+        """ΔV ← 0 for good for the ``samples``, (batch,) bool."""
+        self.unit.mul_(~samples[:, None, None, None])
 
     def moved(self) -> Tensor:
-        """V_new, (batch, kv_heads, window, head_dim), in the cache's dtype."""
-        moved = moved_values(self.original + self.delta, self.length)
+        """V_new, the shape of V: in the cache's dtype where it goes there, else in that of ΔV."""
+        moved = self.norm.moved(self._sum())
+        if not self.kept:
+            return moved
         return moved.to(self.original.dtype) if self.noise is None else rounded(moved, self.noise.next())
 
     def relative(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
-        return _norms(self.delta) / self.size
+        return _norms(torch.linalg.vector_norm(self.turns, dim=3, keepdim=True) * self.unit) / self.size
 
     def by_window(self) -> list[tuple[Tensor, int]]:
         """Each tensor whose size depends on the prompt, with the dimension that does."""
-        wide = [self.original, self.delta, *(x for x in self.optimizer.state() if x.shape[2] > 1)]
-        wide += [] if self.length is None else [self.length]
+        wide = [self.original, self.turns, self.unit, self.norm.video, *self.optimizer.state()]
+        wide += [] if self.norm.length is None else [self.norm.length]
         wide += [] if self.noise is None else [self.noise.tokens]
-        return [(self.before, 0), (self.video, 3), *((tensor, 2) for tensor in wide)]
+        return [(self.before, 0), (self.video, 3), *((tensor, 2) for tensor in wide if tensor.shape[2] > 1)]
 
     def state_bytes(self) -> int:
         """Bytes kept between steps: V and its norms, ΔV, the optimiser's moments, what marks the video tokens."""
         kept = [tensor for tensor, _ in self.by_window()] + [self.size, *self.optimizer.state()]
         kept += [] if self.noise is None else [self.noise.entries, self.noise.calls]
-        return sum(nbytes for nbytes in {id(tensor): tensor.nbytes for tensor in kept}.values())
+        return sum(nbytes for nbytes in {tensor.data_ptr(): tensor.nbytes for tensor in kept}.values())
+
+    def _sum(self) -> Tensor:
+        """V + ΔV, in the dtype of ΔV."""
+        return torch.addcmul(self.original.to(self.turns.dtype), self.unit, self.turns)
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -7,8 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmms_eval_vreason.method.config import VReason
+from lmms_eval_vreason.method.policies import weight_of
+
 # A trace's arrays, in order.
-COLUMNS = ("entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm")
+COLUMNS = ("entropy", "ema", "peak", "alpha", "entropy_change", "changed", "shift", "grad_norm")
+# What an update leaves, in order.
+_UPDATE = ("active", "alpha", "refreshed", "changed", "grad_norm", "shift")
 _BLOCK = 64
 
 
@@ -21,8 +26,9 @@ class Trace:
         ema, peak: The entropy's moving average and its running peak, nats.
         alpha: The α an update used (-1 lowers the entropy, +1 raises it); 0 where no update was made.
         entropy_change: H after the update minus before, on the same token, nats; nan without update or refresh.
-        shift: ‖ΔV‖ / ‖V‖ over the video tokens, after the token's update.
-        grad_norm: L2 norm of dL/dΔV at an update; nan elsewhere.
+        changed: 1 where that made another token the likeliest, 0 where not; nan without update or refresh.
+        shift: ‖ΔV‖ / ‖V‖ over the video tokens, after the token's update; 0 between updates where ΔV is not kept.
+        grad_norm: L2 norm of the first step's gradient in ΔV, in its units, at an update; nan elsewhere.
         updates: How many updates were made.
         peak_index: The token (from 0) at which the EMA was highest; -1 if nothing was generated.
         video_tokens: How many video tokens the controller acted on (after Lite's pruning).
@@ -36,6 +42,7 @@ class Trace:
     peak: np.ndarray
     alpha: np.ndarray
     entropy_change: np.ndarray
+    changed: np.ndarray
     shift: np.ndarray
     grad_norm: np.ndarray
     updates: int
@@ -57,8 +64,8 @@ class TraceRecorder:
         ema, peak: The entropy's moving average and its peak of each sample, nats; see :meth:`entropies`.
     """
 
-    def __init__(self, batch: int, ema_decay: float) -> None:
-        self.batch, self.ema_decay = batch, ema_decay
+    def __init__(self, batch: int, method: VReason) -> None:
+        self.batch, self.method = batch, method
         self.ema, self.peak = [0.0] * batch, [0.0] * batch
         self.tokens = 0
         self._entropies: list[Tensor] = []
@@ -82,12 +89,14 @@ class TraceRecorder:
         self._take_in_tokens()
         return self._rows[-1][0]
 
-    def add_update(self, active: Tensor, alpha: Tensor, refreshed: Tensor, grad_norm: Tensor, shift: Tensor) -> None:
-        """The last token's update, all (batch,); what it says of samples that were not ``active`` does not count.
+    def add_update(self, **update: Tensor) -> None:
+        """The last token's update; what it says of samples that were not ``active`` does not count.
 
-        ``refreshed`` is the entropy after it, nats; nan where it is not known.
+        Args:
+            **update: ``active``, ``alpha``, ``refreshed`` (the entropy after it, nats; nan where it is not known),
+                ``changed``, ``grad_norm`` and ``shift``, (batch,) each.
         """
-        self._updates.append((active, alpha, refreshed, grad_norm, shift))
+        self._updates.append(tuple(update[name] for name in _UPDATE))
         self._updated.append(self.tokens - 1)
         if len(self._updates) == _BLOCK:
             self._take_in_updates()
@@ -126,19 +135,18 @@ class TraceRecorder:
         self._take_in_updates()
         batch, updated = self.batch, self._updated
         tokens = np.array(self._rows, "float32").reshape(-1, 3, batch)
-        updates = np.concatenate([np.zeros((5, 0, batch), "float32"), *self._update_rows], axis=1)
-        active, alpha, refreshed, grad_norm, shift = updates
+        rows = np.concatenate([np.zeros((len(_UPDATE), 0, batch), "float32"), *self._update_rows], axis=1)
+        update = dict(zip(_UPDATE, rows, strict=True))
         columns = dict(zip(COLUMNS[:3], tokens.transpose(1, 0, 2), strict=True))
-        for name, values, elsewhere in (
-            ("alpha", alpha, 0),
-            ("entropy_change", refreshed - columns["entropy"][updated], np.nan),
-            ("grad_norm", grad_norm, np.nan),
-        ):
-            columns[name] = np.full((self.tokens, batch), elsewhere, "float32")
-            columns[name][updated] = np.where(active > 0, values, np.float32(elsewhere))
-        # ΔV stays between updates.
-        latest = np.searchsorted(updated, np.arange(self.tokens), side="right")
-        columns["shift"] = np.concatenate([np.zeros((1, batch), "float32"), shift])[latest]
+        update["entropy_change"] = update["refreshed"] - columns["entropy"][updated]
+        update["changed"] = np.where(np.isnan(update["refreshed"]), np.nan, update["changed"])
+        elsewhere = {"alpha": 0, "entropy_change": np.nan, "changed": np.nan, "shift": 0, "grad_norm": np.nan}
+        for name, nothing in elsewhere.items():
+            columns[name] = np.full((self.tokens, batch), nothing, "float32")
+            columns[name][updated] = np.where(update["active"] > 0, update[name], np.float32(nothing))
+        if self.method.keep_shift:
+            latest = np.searchsorted(updated, np.arange(self.tokens), side="right")
+            columns["shift"] = np.concatenate([np.zeros((1, batch), "float32"), update["shift"]])[latest]
         return columns
 
     def _trace(self, columns: dict[str, np.ndarray], video_tokens: int, note: str, fault: str) -> Trace:
@@ -159,12 +167,12 @@ class TraceRecorder:
     def _take_in_tokens(self) -> None:
         if not self._entropies:
             return
-        rest = 1.0 - self.ema_decay
         for row in torch.stack(self._entropies).tolist():
+            weight = weight_of(len(self._rows), self.method.ema_decay, self.method.ema_correction)
             for sample, h in enumerate(row):
                 # As moving_average has it; neither nan nor infinity is below infinity.
                 if h < torch.inf:
-                    self.ema[sample] += rest * (h - self.ema[sample])
+                    self.ema[sample] += weight * (h - self.ema[sample])
                     self.peak[sample] = max(self.peak[sample], self.ema[sample])
             self._rows.append((row, list(self.ema), list(self.peak)))
         self._entropies.clear()

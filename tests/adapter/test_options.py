@@ -2,6 +2,7 @@
 
 import pytest
 
+from lmms_eval_vreason import VReason
 from lmms_eval_vreason.adapter import host as command_line
 from lmms_eval_vreason.adapter import model
 from lmms_eval_vreason.adapter.options import argument_names, parse_options
@@ -17,7 +18,7 @@ WRONG = [
     ("objective", "entropy", "kl_p_u, kl_u_p"),
     ("optimizer", "lion", "adam, sgd"),
     ("steps_per_update", 0, "[1, inf)"),
-    ("norm", "batch", "head, token, none"),
+    ("norm", "batch", "head, token, cache, none"),
     ("min_entropy", -0.1, "[0, inf)"),
     ("head_topk", -1, "[0, inf)"),
     ("prune_ratio", 1.0, "[0, 1)"),
@@ -94,8 +95,15 @@ def test_values_that_exclude_each_other():
         parse_options({"device": "cpu", "device_map": "auto"})
     with pytest.raises(ValueError, match="compile='on' does not go with device_map"):
         parse_options({"compile": "on", "device_map": "auto"})
-    with pytest.raises(ValueError, match="head_topk"):
-        parse_options({"head_topk": 64, "objective": "kl_u_p"})
+    with pytest.raises(ValueError, match="keep_shift=False needs refresh=True"):
+        parse_options({"preset": "strong", "refresh": "off"})
+
+
+def test_arguments_win_over_the_preset():
+    method = parse_options({"preset": "strong", "min_entropy": 0.2}).method
+    assert method == VReason.preset("strong", min_entropy=0.2) != VReason.preset("strong")
+    with pytest.raises(ValueError, match="preset='wild' is not one of gentle, default, strong"):
+        parse_options({"preset": "wild"})
 
 
 def test_text_as_the_command_line_hands_it_over():

@@ -6,9 +6,10 @@ generator, which alone would take a minute.
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from random_model import batch, placed, prompt, random_model
+from random_model import assert_same_run, batch, placed, prompt, random_model, values_scaled
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
@@ -42,8 +43,14 @@ def both(model, method, inputs):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"refresh": False, "steps_per_update": 2, "policy": "random"}, {"head_topk": 16}],
-    ids=["default", "steps", "topk"],
+    [
+        {},
+        {"refresh": False, "steps_per_update": 2, "policy": "random"},
+        {"head_tail": 0.3},
+        {"head_topk": 0, "norm": "cache", "beta1": 0.9, "ema_correction": True},
+        {"keep_shift": False, "optimizer": "nsgd", "steps_per_update": 2},
+    ],
+    ids=["default", "steps", "tail", "exact", "not kept"],
 )
 def test_tokens_and_traces_are_those_of_eager_decoding(settings):
     model = random_model(layers=2)
@@ -55,6 +62,18 @@ def test_tokens_and_traces_are_those_of_eager_decoding(settings):
         assert (one.alpha == other.alpha).all()
         for name in ("entropy", "ema", "shift"):
             assert abs(getattr(one, name) - getattr(other, name)).max() < 1e-4, name
+        assert np.array_equal(one.changed, other.changed, equal_nan=True)
+
+
+@pytest.mark.parametrize("choices", [{}, {"optimizer": "nsgd", "keep_shift": False}], ids=["default", "not kept"])
+def test_one_rate_turns_every_model_alike_when_compiled(choices):
+    inputs = batch([prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=9)])
+    method = VReason(compile="on", update_every=1, **choices)
+    results = [
+        method.generate(values_scaled(random_model(layers=2), s), **inputs, **LENGTH, compile_config=BACKEND)
+        for s in (1 / 64, 1, 64)
+    ]
+    assert_same_run(results)
 
 
 def test_two_graphs_serve_every_sample():

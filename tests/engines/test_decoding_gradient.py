@@ -19,7 +19,8 @@ from random_model import (
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.shift import Shift, kept_norm, moved_values, shift_gradient
+from lmms_eval_vreason.method.norm import KeptNorm
+from lmms_eval_vreason.method.shift import Shift
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, videos=((1, 4, 4), (2, 2, 4)))]
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -30,7 +31,7 @@ def reference_move(values, delta, norm):
     moved = values + delta
     if norm == "none":
         return moved
-    axes = (2,) if norm == "head" else (1, 2)
+    axes = {"head": (2,), "token": (1, 2), "cache": (0, 1, 2)}[norm]
     scale = (values.square().sum(axes, keepdim=True) / moved.square().sum(axes, keepdim=True)).sqrt()
     return moved * scale
 
@@ -57,7 +58,9 @@ def full_forward(model, inputs, tokens, delta, norm):
 
     def add(module, args, output):
         values = output[where].unflatten(-1, (-1, attention.head_dim))
-        return output.index_put(where.nonzero(as_tuple=True), reference_move(values, delta, norm).flatten(1))
+        samples = zip(values.split(where.sum(1).tolist()), delta.split(where.sum(1).tolist()), strict=True)
+        moved = torch.cat([reference_move(*sample, norm) for sample in samples])
+        return output.index_put(where.nonzero(as_tuple=True), moved.flatten(1))
 
     hook = attention.v_proj.register_forward_hook(add)
     try:
@@ -71,10 +74,11 @@ def relative_error(ours, reference):
 
 
 def update_of_step(model, inputs, tokens, updates, **hyperparameters):
-    """ΔV before and after the ``updates``-th update, with SGD at rate 1, so that the step is minus the gradient."""
-    deltas = []
+    """ΔV before the ``updates``-th update, and its gradient: minus an SGD step at rate 1, without the step's unit."""
+    deltas, turns = [], []
     for count in (updates - 1, updates):
-        method = VReason(optimizer="sgd", learning_rate=1.0, min_entropy=0.0, update_every=2, **hyperparameters)
+        choices = {"update_every": 2, "head_topk": 0, **hyperparameters}
+        method = VReason(optimizer="sgd", learning_rate=1.0, min_entropy=0.0, **choices)
         _, loop = steer(
             model,
             method,
@@ -85,7 +89,8 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
         )
         shift = loop.decoding.steering.shift
         deltas.append(packed(shift, shift.delta))
-    return (*deltas, loop)
+        turns.append(packed(shift, shift.turns))
+    return deltas[0], (turns[0] - turns[1]) / packed(shift, shift.unit), loop
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -97,9 +102,10 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
         (2, {}),
         (2, {"policy": "maximize"}),
         (2, {"norm": "token"}),
+        (2, {"norm": "cache"}),
         (2, {"norm": "none"}),
         (2, {"objective": "kl_u_p"}),
-        (2, {"head_topk": 96}),
+        (2, {"head_topk": 96, "head_tail": 0.0}),
         (2, {"refresh": False}),
     ],
     ids=str,
@@ -108,7 +114,7 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
 def test_gradient_equals_autograd(dtype, rows, updates, choices, family):
     model = with_double_norms(random_model(dtype=dtype, family=family))
     inputs, tokens = batch(SAMPLES[:rows], dtype, family), forced_tokens(rows, 4)
-    before, after, loop = update_of_step(
+    before, gradient, loop = update_of_step(
         model, inputs, tokens, updates, **{"policy": "minimize", "ema_decay": 0.5, **choices}
     )
     alpha = torch.tensor([trace.alpha[2 * updates - 1] for trace in loop.traces], dtype=dtype)
@@ -116,7 +122,7 @@ def test_gradient_equals_autograd(dtype, rows, updates, choices, family):
     logits = full_forward(model, inputs, tokens[:, : 2 * updates - 1], delta, choices.get("norm", "head"))
     loss = reference_loss(logits, alpha, choices.get("objective", "kl_p_u"))
     (reference,) = torch.autograd.grad(loss, delta)
-    assert relative_error(before - after, reference) <= LIMITS[dtype]
+    assert relative_error(gradient, reference) <= LIMITS[dtype]
     assert (before.norm() > 0) == (updates > 1)
 
 
@@ -126,18 +132,18 @@ def test_samples_of_a_batch_follow_their_own_alpha(dtype):
     model = with_double_norms(random_model(dtype=dtype, seed=3))
     inputs, tokens = batch(SAMPLES, dtype), forced_tokens(3, 6)
     for updates in (1, 2, 3):
-        before, after, loop = update_of_step(model, inputs, tokens, updates, policy="switch", ema_decay=0.3)
+        before, gradient, loop = update_of_step(model, inputs, tokens, updates, policy="switch", ema_decay=0.3)
         alpha = torch.tensor([trace.alpha[2 * updates - 1] for trace in loop.traces], dtype=dtype)
         delta = before.clone().requires_grad_()
         logits = full_forward(model, inputs, tokens[:, : 2 * updates - 1], delta, "head")
         (reference,) = torch.autograd.grad(reference_loss(logits, alpha, "kl_p_u"), delta)
-        assert relative_error(before - after, reference) <= LIMITS[dtype]
+        assert relative_error(gradient, reference) <= LIMITS[dtype]
         if len(set(alpha.tolist())) == 2:
             return
     pytest.fail("every update had the same α in all samples: choose another seed")
 
 
-@pytest.mark.parametrize("norm", ["head", "token", "none"])
+@pytest.mark.parametrize("norm", ["head", "token", "cache", "none"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_further_steps_of_an_update_go_on_from_the_moved_values(rows, norm):
     """Their gradient comes from the tail alone, over the values that the step before has moved: exact as well.
@@ -148,7 +154,9 @@ def test_further_steps_of_an_update_go_on_from_the_moved_values(rows, norm):
     inputs, tokens = batch(SAMPLES[:rows], torch.float64), forced_tokens(rows, 2)
     deltas = [torch.zeros((), dtype=torch.float64)]
     for steps in (1, 2, 3):
-        method = VReason(policy="minimize", optimizer="sgd", learning_rate=5.0, steps_per_update=steps, norm=norm)
+        method = VReason(
+            policy="minimize", optimizer="sgd", learning_rate=5.0, steps_per_update=steps, norm=norm, head_topk=0
+        )
         processor = Forced(tokens)
         settings = {"max_new_tokens": 2, "logits_processor": LogitsProcessorList([processor])}
         _, loop = steer(model, method, positions="transformers", **inputs, **settings)
@@ -161,10 +169,11 @@ def test_further_steps_of_an_update_go_on_from_the_moved_values(rows, norm):
         logits = full_forward(model, inputs, tokens[:, :1], delta, norm)
         loss = reference_loss(logits, -torch.ones(rows, dtype=torch.float64), "kl_p_u")
         (reference,) = torch.autograd.grad(loss, delta)
-        assert relative_error((before - after) / 5.0, reference) <= 1e-10
+        # A step is the gradient in units, in units.
+        assert relative_error((before - after) / packed(shift, shift.unit) ** 2 / 5.0, reference) <= 1e-10
 
 
-@pytest.mark.parametrize("norm", ["head", "token", "none"])
+@pytest.mark.parametrize("norm", ["head", "token", "cache", "none"])
 def test_update_through_the_norm(norm):
     """V_new and the closed form of its gradient against autograd, at a large ΔV."""
     generator = torch.Generator().manual_seed(0)
@@ -173,8 +182,8 @@ def test_update_through_the_norm(norm):
     moved = reference_move(values, delta, norm)
     (reference,) = torch.autograd.grad((moved * weight).sum(), delta)
     values, delta, weight = (x.detach().transpose(0, 1)[None] for x in (values, delta, weight))
-    length = kept_norm(values, norm)
-    ours, gradient = moved_values(values + delta, length), shift_gradient(values + delta, weight, length)
+    kept = KeptNorm(values, torch.ones(1, 1, 7, 1, dtype=torch.bool), norm)
+    ours, gradient = kept.moved(values + delta), kept.gradient(values + delta, weight)
     assert torch.allclose(ours[0].transpose(0, 1), moved.detach(), rtol=1e-12)
     assert torch.allclose(gradient[0].transpose(0, 1), reference, rtol=1e-10)
 
@@ -183,5 +192,5 @@ def test_values_of_zero_norm_stay_zero():
     values, everywhere = torch.zeros(1, 2, 4, 8), torch.tensor([True])
     shift = Shift(values, torch.ones(1, 4, dtype=torch.bool), VReason(learning_rate=0.1))
     gradient = shift.gradient(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 8))
-    shift.step(gradient, everywhere, everywhere)
+    shift.step(gradient, everywhere)
     assert not shift.moved().any()

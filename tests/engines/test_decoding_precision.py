@@ -7,7 +7,8 @@ from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.seam import Seam
-from lmms_eval_vreason.method.shift import Shift, moved_values, rounded
+from lmms_eval_vreason.method.rounding import rounded
+from lmms_eval_vreason.method.shift import Shift
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11)]
 BOTH = torch.tensor([True, True])
@@ -17,12 +18,13 @@ def one_step(scale, rounding, dtype=torch.bfloat16, steps=1):
     """The share of V_new - V that arrives in a cache of values of this scale, after ``steps`` steps of Adam."""
     generator = torch.Generator().manual_seed(0)
     values = (scale * torch.randn(2, 2, 300, 16, generator=generator)).to(dtype)
-    shift = Shift(values, torch.ones(2, 300, dtype=torch.bool), VReason(rounding=rounding))
+    method = VReason(rounding=rounding, learning_rate=0.01 / scale)
+    shift = Shift(values, torch.ones(2, 300, dtype=torch.bool), method)
     gradient = torch.randn(2, 2, 300, 16, generator=generator)
     for _ in range(steps):
-        shift.step(gradient, BOTH, BOTH)
+        shift.step(gradient, BOTH)
     was = shift.original.double()
-    wanted = moved_values(shift.original + shift.delta, shift.length).double() - was
+    wanted = shift.norm.moved(shift.original + shift.delta).double() - was
     got = shift.moved().double() - was
     return ((got * wanted).sum() / wanted.square().sum()).item(), (got != 0).double().mean().item()
 
@@ -53,7 +55,8 @@ def test_rounding_is_between_the_neighbours_and_unbiased():
 def test_values_without_a_step_are_written_to_the_bit():
     values = torch.randn(2, 2, 50, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     shift = Shift(values, torch.ones(2, 50, dtype=torch.bool), VReason())
-    shift.step(torch.ones(2, 2, 50, 16), torch.tensor([True, False]), BOTH)
+    active = torch.tensor([True, False])
+    shift.step(torch.ones(2, 2, 50, 16) * active[:, None, None, None], active)
     moved = shift.moved()
     assert torch.equal(moved[1], values[1])
     assert not torch.equal(moved[0], values[0])
@@ -73,7 +76,7 @@ def test_noise_does_not_depend_on_the_batch_or_its_padding():
         mask[-1, :pad] = False
         shift = Shift(values, mask, VReason(seed=3))
         for _ in range(3):
-            shift.step(moves, mask[:, -1], mask[:, -1])
+            shift.step(moves, mask[:, -1])
             moved = shift.moved()
         written.append(moved[-1, :, pad:])
     assert torch.equal(*written)
@@ -94,7 +97,7 @@ def test_the_update_reaches_the_cache_of_a_model(dtype, rounding, cache):
     )
     shift, layer = loop.decoding.steering.shift, loop.decoding.cache.layers[-1]
     assert (shift.delta.dtype, shift.original.dtype, layer.values.dtype) == (torch.float32, dtype, dtype)
-    moved = moved_values(shift.original + shift.delta, shift.length)
+    moved = shift.norm.moved(shift.original + shift.delta)
     was, written, wanted = (packed(shift, x).double() for x in (shift.original, layer.values, moved))
     assert ((written - was) * (wanted - was)).sum() / (wanted - was).square().sum() == pytest.approx(1.0, abs=0.05)
     spacing = torch.finfo(dtype).eps * wanted.abs().clamp_min(1e-3)
@@ -125,7 +128,8 @@ def test_what_an_update_adds_to_the_attentions_output_is_not_rounded_away(monkey
     def noting(self, inputs):
         result = forward(self, inputs)
         reached = result[0]
-        seen.append((reached.exact, reached.p, reached.p.double() @ reached.values.double()))
+        p, exact = reached.attention()
+        seen.append((exact, p, p.double() @ reached.values.double()))
         return result
 
     monkeypatch.setattr(Seam, "forward", noting)

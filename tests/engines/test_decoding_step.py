@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from random_model import VIDEO, Forced, batch, forced_tokens, packed, placed, prompt, random_model, steer
+from random_model import (
+    VIDEO,
+    Forced,
+    assert_same_run,
+    batch,
+    forced_tokens,
+    packed,
+    placed,
+    prompt,
+    random_model,
+    steer,
+    values_scaled,
+)
 from transformers import DynamicCache, LogitsProcessorList
 
 from lmms_eval_vreason import VReason
@@ -27,14 +39,25 @@ def four_prompts(seed: int) -> list[dict]:
 
 @pytest.mark.parametrize("policy", SIGNS)
 def test_a_fresh_step_moves_the_entropy_its_way(model, policy):
-    """60 batches of 4 tokens, a fresh ΔV for each: all of the 240 changes have the policy's sign."""
-    method = VReason(policy=policy, update_every=2)
+    """60 batches of 4 tokens, a fresh small ΔV for each: all of the 240 changes have the policy's sign."""
+    method = VReason(policy=policy, update_every=2, learning_rate=0.01)
     changes = []
     for seed in range(60):
         traces = method.generate(model, **batch(four_prompts(seed)), max_new_tokens=2, eos_token_id=None).traces
         changes += [trace.entropy_change[-1] for trace in traces if trace.entropy[-1] > 0.02]
     assert len(changes) >= 200
     assert all(change * SIGNS[policy] > 0 for change in changes)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "nsgd"])
+@pytest.mark.parametrize("norm", ["head", "token", "cache", "none"])
+def test_one_rate_turns_every_model_alike(rows, optimizer, norm):
+    """v_proj · s and o_proj / s leave the model's function as it is, and the steered run too."""
+    inputs = batch(four_prompts(5)[:rows])
+    method = VReason(optimizer=optimizer, norm=norm, update_every=1, beta1=0.5)
+    scaled = [values_scaled(random_model(), 2.0**power) for power in (-6, -3, 0, 3, 6)]
+    assert_same_run([method.generate(model, **inputs, max_new_tokens=12, eos_token_id=None) for model in scaled])
 
 
 def test_the_refreshed_entropy_is_that_of_the_next_logits(model):
@@ -96,35 +119,51 @@ def one_shift(**choices):
     return Shift(values, torch.ones(2, 5, dtype=torch.bool), VReason(learning_rate=0.01, **choices))
 
 
-def test_adam_is_torch_adam():
+@pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.999), (0.5, 0.0)])
+def test_adam_is_torch_adam(betas):
     """Against torch.optim.Adam, one optimiser a sample, the second sample idle at some steps."""
-    shift, sound = one_shift(), torch.tensor([True, True])
+    shift = one_shift(beta1=betas[0], beta2=betas[1])
     references = [torch.zeros(2, 5, 8, requires_grad=True) for _ in range(2)]
-    optimizers = [torch.optim.Adam([reference], lr=0.01) for reference in references]
+    optimizers = [torch.optim.Adam([reference], lr=0.01, betas=betas) for reference in references]
     generator = torch.Generator().manual_seed(1)
     for step in range(7):
         gradient = torch.randn(2, 2, 5, 8, generator=generator)
         active = [True, step % 3 != 1]
-        shift.step(gradient, torch.tensor(active), sound)
+        gradient[1] *= active[1]
+        shift.step(gradient, torch.tensor(active))
         for row, (reference, optimizer) in enumerate(zip(references, optimizers, strict=True)):
             if active[row]:
                 reference.grad = gradient[row]
                 optimizer.step()
     for row, reference in enumerate(references):
-        assert torch.allclose(shift.delta[row], reference, atol=1e-7)
+        assert torch.allclose(shift.turns[row], reference, atol=1e-7)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_nsgd_takes_a_step_of_one_length_along_the_gradient():
+    """Its RMS over a sample's video is the rate, whatever the gradient's size and however short its video."""
+    values = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    video = torch.tensor([[True] * 5, [False, True, True, False, False]])
+    shift = Shift(values, video, VReason(optimizer="nsgd", learning_rate=0.3))
+    gradient = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(1)) * video[:, None, :, None]
+    shift.step(gradient * torch.tensor([1e-6, 1e3])[:, None, None, None], torch.tensor([True, True]))
+    for row in range(2):
+        steps, along = shift.turns[row][:, video[row]], -gradient[row][:, video[row]]
+        assert steps.square().mean().sqrt().item() == pytest.approx(0.3, rel=1e-5)
+        assert torch.cosine_similarity(steps.flatten(), along.flatten(), dim=0).item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "nsgd"])
 def test_an_inactive_sample_keeps_its_state_to_the_bit(optimizer):
-    shift, sound = one_shift(optimizer=optimizer), torch.tensor([True, True])
+    shift = one_shift(optimizer=optimizer, beta1=0.5)
     gradient = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(1))
-    shift.step(gradient, sound, sound)
-    before = [tensor[1].clone() for tensor in (shift.delta, *shift.optimizer.state())]
-    first = shift.delta[0].clone()
-    shift.step(gradient, torch.tensor([True, False]), sound)
-    for tensor, was in zip((shift.delta, *shift.optimizer.state()), before, strict=True):
+    shift.step(gradient, torch.tensor([True, True]))
+    before = [tensor[1].clone() for tensor in (shift.turns, *shift.optimizer.state())]
+    first = shift.turns[0].clone()
+    gradient[1] = 0
+    shift.step(gradient, torch.tensor([True, False]))
+    for tensor, was in zip((shift.turns, *shift.optimizer.state()), before, strict=True):
         assert torch.equal(tensor[1], was)
-    assert not torch.equal(shift.delta[0], first)
+    assert not torch.equal(shift.turns[0], first)
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
@@ -139,14 +178,14 @@ def test_a_gradient_that_is_not_finite_ends_the_steering_of_its_sample(model, mo
         calls.append(shift.delta.flatten(1).any(1).tolist())
         if len(calls) != 2:
             return due(seam, shift, *arguments)
-        factor = torch.ones(4, 1, 1, 1)
+        factor = torch.ones(4, 1)
         factor[1] = torch.nan
-        own = shift.gradient
-        shift.gradient = lambda p, gradient: own(p, gradient * factor)
+        own = seam.tail.before_head
+        seam.tail.before_head = lambda *arguments: own(*arguments) * factor
         try:
             return due(seam, shift, *arguments)
         finally:
-            del shift.gradient
+            del seam.tail.before_head
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(due_step_module, "due_step", breaking)

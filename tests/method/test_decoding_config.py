@@ -1,6 +1,7 @@
 """Every hyperparameter does what it says, and every bad value is refused by name."""
 
 import dataclasses
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from random_model import Forced, at_video, batch, forced_tokens, packed, placed,
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.config import CHOICES, RANGES
+from lmms_eval_vreason.method.config import CHOICES, PRESETS, RANGES
+from lmms_eval_vreason.method.trace import COLUMNS
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11)]
 BAD = {
@@ -17,6 +19,11 @@ BAD = {
     "learning_rate": [-0.1, float("nan"), float("inf"), "0.1", True],
     "update_every": [0, -2, 1.5, "2"],
     "refresh": [1, "yes", None],
+    "keep_shift": [0, "no"],
+    "ema_correction": [1, "on"],
+    "beta1": [-0.1, 1.0],
+    "beta2": [1.0, None],
+    "head_tail": [-0.1, 1.0],
     "ema_decay": [-0.1, 1.0, 2],
     "objective": ["kl"],
     "optimizer": ["adamw"],
@@ -40,6 +47,10 @@ def model():
 def run(model, count=8, samples=SAMPLES, **hyperparameters):
     settings = {"logits_processor": LogitsProcessorList([Forced(forced_tokens(len(samples), count))])}
     return steer(model, VReason(**hyperparameters), **batch(samples), max_new_tokens=count, **settings)[1]
+
+
+def turns(loop):
+    return packed(loop.decoding.steering.shift, loop.decoding.steering.shift.turns)
 
 
 def delta(loop):
@@ -66,7 +77,7 @@ def test_every_field_is_covered_here_and_checked():
 
 def test_defaults_are_the_documented_ones_and_frozen():
     method = VReason()
-    assert (method.policy, method.update_every, method.ema_decay) == ("switch", 2, 0.98)
+    assert (method.policy, method.update_every, method.ema_decay) == ("switch", 2, 0.9)
     assert (method.norm, method.objective, method.optimizer) == ("head", "kl_p_u", "adam")
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.update_every = 3
@@ -77,9 +88,20 @@ def test_the_ends_of_the_ranges_are_allowed():
     VReason(learning_rate=1, ema_decay=0.999, update_every=1000, prune_ratio=0.99)
 
 
-def test_head_topk_does_not_go_with_the_other_objective():
-    with pytest.raises(ValueError, match="head_topk needs objective='kl_p_u'"):
-        VReason(head_topk=8, objective="kl_u_p")
+def test_a_shift_that_is_not_kept_needs_the_refresh():
+    with pytest.raises(ValueError, match="keep_shift=False needs refresh=True"):
+        VReason(keep_shift=False, refresh=False)
+
+
+def test_presets_are_changes_of_the_defaults_and_arguments_win():
+    assert VReason.preset("default") == VReason()
+    assert VReason.preset("gentle").learning_rate < VReason().learning_rate
+    assert not VReason.preset("strong").keep_shift
+    assert VReason.preset("strong", keep_shift=True, seed=3) == VReason(
+        **{**PRESETS["strong"], "keep_shift": True}, seed=3
+    )
+    with pytest.raises(ValueError, match="preset='wild' is not one of gentle, default, strong"):
+        VReason.preset("wild")
 
 
 @pytest.mark.parametrize("update_every", [1, 2, 3, 5])
@@ -113,8 +135,8 @@ def test_refresh_changes_the_token_that_caused_the_update(model):
 
 
 def test_learning_rate_scales_the_first_step(model):
-    """Adam's first step is the rate itself in every entry whose gradient is not next to nothing; SGD's is linear."""
-    small, large = delta(run(model, count=2, learning_rate=0.01)), delta(run(model, count=2, learning_rate=0.03))
+    """Adam's first step is the rate itself, in units, where the gradient is not next to nothing; SGD's is linear."""
+    small, large = (turns(run(model, count=2, learning_rate=rate)) for rate in (0.01, 0.03))
     assert torch.allclose(large, 3 * small, rtol=1e-5)
     assert small.abs().median().item() == pytest.approx(0.01, rel=1e-3)
 
@@ -122,14 +144,40 @@ def test_learning_rate_scales_the_first_step(model):
 def test_sgd_follows_the_gradient(model):
     loop = run(model, count=2, optimizer="sgd", learning_rate=2.0)
     for row, trace in enumerate(loop.traces):
-        moved = at_video(loop.decoding.steering.shift, loop.decoding.steering.shift.delta, row).norm().item()
+        moved = at_video(loop.decoding.steering.shift, loop.decoding.steering.shift.turns, row).norm().item()
         assert moved == pytest.approx(2.0 * trace.grad_norm[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("optimizer", ["adam", "nsgd"])
+def test_a_shift_that_is_not_kept_starts_at_0_at_each_token(model, optimizer, steps):
+    """Each token's change is that of a run whose first update it is, and the cache stays as it was."""
+    choices = {
+        "optimizer": optimizer,
+        "steps_per_update": steps,
+        "policy": "minimize",
+        "keep_shift": False,
+        "beta1": 0.9,
+    }
+    every, late = (run(model, count=9, update_every=n, **choices) for n in (1, 9))
+    for ours, theirs in zip(every.traces, late.traces, strict=True):
+        assert ours.entropy_change[8] == theirs.entropy_change[8] != 0
+        assert ours.shift[8] == theirs.shift[8] > 0
+        assert (theirs.shift[:8] == 0).all()
+        assert np.array_equal(ours.entropy, theirs.entropy)
+    shift = every.decoding.steering.shift
+    assert torch.equal(packed(shift, every.decoding.cache.layers[-1].values), packed(shift, shift.original))
 
 
 def test_ema_decay(model):
     trace = run(model, ema_decay=0.25).traces[0]
     assert trace.ema[0] == pytest.approx(0.75 * trace.entropy[0], rel=1e-6)
     assert trace.ema[1] == pytest.approx(0.25 * trace.ema[0] + 0.75 * trace.entropy[1], rel=1e-6)
+    corrected = run(model, ema_decay=0.25, ema_correction=True).traces[0]
+    weights = 0.25 ** np.arange(3)[::-1]
+    assert corrected.ema[0] == pytest.approx(corrected.entropy[0], rel=1e-6)
+    assert corrected.ema[2] == pytest.approx((weights * corrected.entropy[:3]).sum() / weights.sum(), rel=1e-6)
+    assert np.array_equal(corrected.peak, np.maximum.accumulate(corrected.ema))
 
 
 def test_objectives_differ_and_agree_in_sign(model):
@@ -139,7 +187,7 @@ def test_objectives_differ_and_agree_in_sign(model):
 
 
 def test_steps_per_update(model):
-    one, three = (run(model, count=2, policy="minimize", steps_per_update=steps) for steps in (1, 3))
+    one, three = (run(model, count=2, policy="minimize", learning_rate=0.01, steps_per_update=n) for n in (1, 3))
     assert three.traces[0].shift[1] > 2 * one.traces[0].shift[1]
     assert three.traces[0].entropy_change[1] < 2 * one.traces[0].entropy_change[1] < 0
     assert (three.traces[0].updates, three.traces[0].grad_norm[1]) == (1, one.traces[0].grad_norm[1])
@@ -176,29 +224,45 @@ def test_a_dead_gradient_does_not_move_the_values_on_momentum(model):
         assert trace.shift[1] > 0
 
 
-def test_head_topk(model):
-    """All of the vocabulary is exact; fewer tokens come nearer to it the more they are."""
-    exact = delta(run(model, count=2, optimizer="sgd", learning_rate=1.0))
+def test_head_tail(model):
+    """Without a tail it is exact; the more is left out, the further from it. Too few rows: exact as well."""
+    first = {"count": 2, "optimizer": "sgd", "learning_rate": 1.0}
+    exact = delta(run(model, **first, head_topk=0))
 
-    def error(head_topk):
-        near = delta(run(model, count=2, optimizer="sgd", learning_rate=1.0, head_topk=head_topk))
+    def error(head_tail, head_topk=96):
+        near = delta(run(model, **first, head_topk=head_topk, head_tail=head_tail))
         return ((near - exact).norm() / exact.norm()).item()
 
-    assert error(96) < 1e-5
-    assert error(5000) < 1e-5
-    assert error(96) < error(64) < error(24) < error(4)
+    assert error(0.0) < 1e-5
+    assert error(0.0, head_topk=5000) < 1e-5
+    assert error(0.0) < error(0.01) < error(0.1) < error(0.5)
+    assert error(0.01, head_topk=4) == 0
+
+
+def test_tokens_outside_of_the_head_keep_their_logits(model):
+    """Those that take part are the fewest that leave no more probability than the bound."""
+    logits = {}
+    for name, choices in {"rows": {"head_tail": 0.2}, "off": {"policy": "off"}}.items():
+        processor = Forced(forced_tokens(2, 2))
+        settings = {"logits_processor": LogitsProcessorList([processor])}
+        steer(model, VReason(**choices), **batch(SAMPLES), max_new_tokens=2, **settings)
+        logits[name] = processor.logits[1]
+    for ours, base in zip(logits["rows"], logits["off"], strict=True):
+        probabilities, order = base.softmax(-1).sort(descending=True)
+        fewest = int((probabilities.cumsum(0) < 0.8).sum()) + 1
+        moved = (ours != base).nonzero().flatten()
+        assert set(moved.tolist()) == set(order[:fewest].tolist())
 
 
 def test_norm_choices_differ(model):
-    deltas = [delta(run(model, norm=norm, learning_rate=0.1)) for norm in ("head", "token", "none")]
-    assert not torch.equal(deltas[0], deltas[1])
-    assert not torch.equal(deltas[1], deltas[2])
+    deltas = [delta(run(model, norm=norm, learning_rate=0.1)) for norm in ("head", "token", "cache", "none")]
+    assert not any(torch.equal(a, b) for a, b in combinations(deltas, 2))
 
 
 def test_trace_arrays(model):
     loop = run(model, count=7, update_every=1)
     for trace in loop.traces:
-        for name in ("entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm"):
+        for name in COLUMNS:
             column = getattr(trace, name)
             assert (column.shape, column.dtype) == ((7,), np.float32)
         assert trace.seconds_due > 0

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 from transformers import CompileConfig
 
-from lmms_eval_vreason.engines.hf.seam import Seam, by_kv_head, linearised
+from lmms_eval_vreason.engines.hf.head import Head
+from lmms_eval_vreason.engines.hf.seam import Reached, Seam, by_kv_head, linearised
 from lmms_eval_vreason.engines.hf.upstream import mark_dynamic
 from lmms_eval_vreason.method.config import VReason
-from lmms_eval_vreason.method.entropy import OBJECTIVE_GRADIENTS, entropy, entropy_of, log_probabilities
+from lmms_eval_vreason.method.entropy import entropy_of, log_probabilities
 from lmms_eval_vreason.method.policies import POLICIES, moving_average
 from lmms_eval_vreason.method.shift import Shift
 
 
 class Before(NamedTuple):
-    """What a due step builds on, (batch,) each: the entropy's average and peak so far, the random policy's α, which
-    samples have not ended, and which have only had finite gradients."""
+    """What a due step builds on, (batch,) each: the entropy's average and peak so far, what this token's entropy counts
+    in the average, the random policy's α, which samples have not ended, and which have only had finite gradients."""
 
     ema: Tensor
     peak: Tensor
+    weight: Tensor
     coin: Tensor
     unfinished: Tensor
     healthy: Tensor
@@ -30,7 +32,8 @@ class Before(NamedTuple):
 class DueStep(NamedTuple):
     """What one due step gives; all (batch,), but ``logits`` (batch, vocabulary), to choose the token from.
 
-    ``refreshed`` is the entropy after the update, nan without a refresh. ``grad_norm`` is that of the first step.
+    ``refreshed`` is the entropy after the update and ``changed`` whether another token is the likeliest then; nan and
+    False without a refresh. ``grad_norm`` is that of the first step.
     """
 
     logits: Tensor
@@ -40,6 +43,7 @@ class DueStep(NamedTuple):
     healthy: Tensor
     grad_norm: Tensor
     refreshed: Tensor
+    changed: Tensor
 
 
 def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], before: Before) -> DueStep:
@@ -50,48 +54,59 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
         inputs: As ``prepare_inputs_for_generation`` makes them for one token.
     """
     reached, logits, to_output = seam.forward(inputs)
-    output, log_p = reached.output, log_probabilities(logits)
+    log_p = log_probabilities(logits)
     h = entropy_of(log_p)
-    average = moving_average(before.ema, before.peak, h, method.ema_decay)
+    average = moving_average(before.ema, before.peak, h, before.weight)
     alpha = POLICIES[method.policy](*average, before.coin)
-    active = before.unfinished & before.healthy & (h >= method.min_entropy)
-    healthy = before.healthy
+    active, healthy = before.unfinished & before.healthy & (h >= method.min_entropy), before.healthy
     refreshed = grad_norm = torch.full_like(h, torch.nan)
-    if not torch.compiler.is_compiling() and not bool(active.any()):
-        return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed)
-    p = shift.window(reached.p, dim=3) * shift.video
-    # A is linear in the values: what the window's video tokens do not contribute stays.
-    still, first = reached.exact - p @ shift.window(reached.values).to(p.dtype), logits
+    changed = torch.zeros_like(active)
+    head = Head.of(seam.tail, method, (logits, log_p), active)
+    if head is None:
+        return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed)
+    output, moved, now = Output(reached, shift), shift.window(reached.values), (logits, log_p, h)
+    shift.begin()
     for number in range(method.steps_per_update):
         if number:
-            hidden, to_output = linearised(seam.hidden, output)
-            logits = seam.tail.logits(hidden).to(h.device)
-            log_p = log_probabilities(logits)
-        gradient = to_output(_before_head(seam, method, (logits, log_p), torch.where(active, alpha, 0.0)))
-        gradient = shift.gradient(p, by_kv_head(gradient, p).to(p.dtype))
-        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).to(h.device)
-        grad_norm, sound = grad_norm if number else norm, norm < torch.inf
-        active, healthy = active & sound, healthy & sound
-        shift.step(gradient, active.to(p.device), sound.to(p.device))
+            hidden, to_output = linearised(seam.hidden, output.at(moved))
+            now = head.distribution(hidden)
+        gradient = to_output(head.gradient(*now, torch.where(active, alpha, 0.0)))
+        sound = gradient.flatten(1).isfinite().all(dim=1)
+        shift.give_up(~sound)
+        active, healthy = active & sound.to(h.device), healthy & sound.to(h.device)
+        gradient = torch.where(sound[:, None, None, None], gradient, 0.0)
+        gradient = shift.gradient(output.p, by_kv_head(gradient, output.p))
+        if not number:
+            grad_norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).to(h.device)
+        shift.step(gradient, active.to(gradient.device))
         moved = shift.moved()
-        if method.refresh or number + 1 < method.steps_per_update:
-            output = (still + p @ moved.to(p.dtype)).flatten(1, 2)[:, None].to(output.dtype)
-    shift.window(reached.values).copy_(moved)
+    if shift.kept:
+        shift.window(reached.values).copy_(moved)
     if method.refresh:
-        again = seam.tail.logits(seam.hidden(output)).to(first.device)
-        first, refreshed = torch.where(active[:, None], again, first), entropy(again)
+        again, _, refreshed = head.distribution(seam.hidden(output.at(moved)))
+        changed = again.argmax(dim=-1) != logits.argmax(dim=-1)
+        logits = torch.where(active[:, None], again, logits)
     # Built at the end: a graph of torch 2.11 cannot return a named tuple made by _replace.
-    return DueStep(first, h, alpha, active, healthy, grad_norm, refreshed)
+    return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed)
 
 
-def _before_head(seam: Seam, method: VReason, at: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
-    """The gradient of Σ weights · objective in the final norm's output, ``at`` (logits, log p), in closed form."""
-    logits, log_p = at
-    h, top = entropy_of(log_p), None
-    if method.head_topk:
-        log_p, top = log_p.topk(min(method.head_topk, log_p.shape[-1]), dim=-1, sorted=False)
-    gradient = OBJECTIVE_GRADIENTS[method.objective](log_p, h) * weights[:, None]
-    return seam.tail.before_head(gradient, logits, top)
+class Output:
+    """The attention's output A of one query, as a function of the video values: it is linear in them.
+
+    Attributes:
+        p: (batch, kv_heads, query heads a KV head, window), its probabilities; 0 where no video is.
+    """
+
+    def __init__(self, reached: Reached, shift: Shift) -> None:
+        p, exact = reached.attention()
+        self.p = shift.window(p, dim=3) * shift.video
+        self.dtype = reached.output.dtype
+        # What the video does not contribute stays.
+        self.rest = exact - self.p @ shift.window(reached.values).to(p.dtype)
+
+    def at(self, moved: Tensor) -> Tensor:
+        """(batch, 1, heads, head_dim), from V_new, (batch, kv_heads, window, head_dim)."""
+        return (self.rest + self.p @ moved.to(self.p.dtype)).flatten(1, 2)[:, None].to(self.dtype)
 
 
 class Steering:
@@ -110,16 +125,15 @@ class Steering:
         self._compiled: Callable[..., DueStep] | None = None
 
     def compile(self, settings: CompileConfig) -> None:
-        """Compiles all but the first due step, which checks the tail. One with ``head_topk`` runs eagerly."""
-        if not self.method.head_topk:
-            self._compiled = compiled_due_step(tuple(settings.to_dict().items()))
-            for tensor, dimension in self.shift.by_window():
-                mark_dynamic(tensor, dimension)
+        """Compiles all but the first due step, which checks the tail."""
+        self._compiled = compiled_due_step(tuple(settings.to_dict().items()))
+        for tensor, dimension in self.shift.by_window():
+            mark_dynamic(tensor, dimension)
 
     def step(self, inputs: dict[str, Any], averages: list[list[float]], unfinished: Tensor) -> DueStep:
-        """One due step. ``averages``: the entropy's average and peak, and the random policy's α, of each sample."""
-        ema, peak, coin = torch.tensor(averages, device=unfinished.device)
-        before = Before(ema, peak, coin, unfinished, self.healthy)
+        """One due step. ``averages``: ``ema``, ``peak``, ``weight`` and ``coin`` of :class:`Before`, each by sample."""
+        ema, peak, weight, coin = torch.tensor(averages, device=unfinished.device)
+        before = Before(ema, peak, weight, coin, unfinished, self.healthy)
         compiled = self._compiled if self.seam.checked else None
         with self.seam.attached():
             step = (compiled or due_step)(self.seam, self.shift, self.method, inputs, before)

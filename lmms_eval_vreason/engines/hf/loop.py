@@ -20,7 +20,7 @@ from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import entropy
-from lmms_eval_vreason.method.policies import coins
+from lmms_eval_vreason.method.policies import coins, weight_of
 from lmms_eval_vreason.method.shift import Shift
 from lmms_eval_vreason.method.trace import Trace, TraceRecorder
 
@@ -86,7 +86,7 @@ class Decoding:
         batch, prompt = input_ids.shape
         self.method, self.model, self.config = method, model, config
         self.trained_positions = trained_positions
-        self.recorder = TraceRecorder(batch, method.ema_decay)
+        self.recorder = TraceRecorder(batch, method)
         self.steering: Steering | None = None
         self.cache: Any = None
         self.video_tokens = [0] * batch
@@ -136,10 +136,18 @@ class Decoding:
         recorder = self.recorder
         recorder.entropies()
         coin = self._coins[recorder.tokens] if self._coins else 0.0
-        step = steering.step(inputs, [recorder.ema, recorder.peak, [coin] * recorder.batch], unfinished)
+        weight = weight_of(recorder.tokens, self.method.ema_decay, self.method.ema_correction)
+        averages = [recorder.ema, recorder.peak, [weight] * recorder.batch, [coin] * recorder.batch]
+        step = steering.step(inputs, averages, unfinished)
         recorder.add(step.entropy)
-        shift = steering.shift.relative().to(unfinished.device)
-        recorder.add_update(step.active, step.alpha, step.refreshed, step.grad_norm, shift)
+        recorder.add_update(
+            active=step.active,
+            alpha=step.alpha,
+            refreshed=step.refreshed,
+            changed=step.changed,
+            grad_norm=step.grad_norm,
+            shift=steering.shift.relative().to(unfinished.device),
+        )
         return step.logits
 
     def traces(self) -> list[Trace]:

@@ -28,19 +28,29 @@ Gradient = Callable[[Tensor], Tensor]
 
 
 class Reached(NamedTuple):
-    """The last layer's attention of one query.
+    """The last layer's attention of one query, as :func:`probabilities` takes it.
 
     Attributes:
         output: (batch, 1, heads, head_dim), A as the model computed it.
-        exact: (batch, kv_heads, query heads a KV head, head_dim), A in float32 at least.
-        p: (batch, kv_heads, query heads a KV head, tokens), its probabilities, in float32 at least.
+        query, key, mask, scaling: What it computed A from.
         values: (batch, kv_heads, tokens, head_dim), the cache's own tensor.
     """
 
     output: Tensor
-    exact: Tensor
-    p: Tensor
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
     values: Tensor
+
+    def attention(self) -> tuple[Tensor, Tensor]:
+        """Its probabilities p, (batch, kv_heads, query heads a KV head, tokens), and A, (…, head_dim).
+
+        Both in float32 at least: in half precision A would have lost what an update adds to it.
+        """
+        p = probabilities(self.query, self.key, self.mask, self.scaling)
+        exact = by_kv_head(self.output.detach(), p)
+        return p, exact if exact.dtype == p.dtype else p @ self.values.to(p.dtype)
 
 
 def _attention(module: Any, *states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -99,12 +109,7 @@ class Seam:
         output, weights = self._own(module, query, key, value, mask, **kwargs)
         if torch.is_grad_enabled():
             output = output.detach().requires_grad_()
-        with torch.no_grad():
-            p = probabilities(query, key, mask, kwargs["scaling"])
-            exact = by_kv_head(output.detach(), p)
-            # In half precision A would have lost what an update adds to it.
-            exact = exact if exact.dtype == p.dtype else p @ value.to(p.dtype)
-        self._reached = Reached(output, exact, p, value)
+        self._reached = Reached(output, query, key, mask, kwargs["scaling"], value)
         return output, weights
 
     def forward(self, inputs: dict[str, Any]) -> tuple[Reached, Tensor, Gradient]:
@@ -155,8 +160,9 @@ class Seam:
 
     def _check(self, reached: Reached, logits: Tensor) -> None:
         """Raises RuntimeError unless A is p V and the tail gives the model's own logits."""
-        own = by_kv_head(reached.output.detach(), reached.p).to(reached.p.dtype)
-        by_p = reached.p @ reached.values.to(reached.p.dtype)
+        p, _ = reached.attention()
+        own = by_kv_head(reached.output.detach(), p).to(p.dtype)
+        by_p = p @ reached.values.to(p.dtype)
         again = self.tail.logits(self.hidden(reached.output.detach())).to(logits)
         # transformers' eager attention takes its softmax in float32 whatever the model's dtype.
         tolerance = max(100 * torch.finfo(torch.float32).eps, 8 * torch.finfo(self.model.dtype).eps)
