@@ -112,7 +112,7 @@ def test_the_recipe_still_gives_the_same_losses(tmp_path):
         losses = [run.advance() for _ in range(9)]
     finally:
         torch.set_num_threads(threads)
-    known = [6.773140, 6.592744, 6.720339, 7.551663, 7.537617, 7.465541, 6.614127, 7.301213, 7.254790]
+    known = [6.773140, 6.594126, 6.611945, 7.640587, 7.580101, 7.450770, 6.710432, 7.359401, 7.251661]
     # Another machine rounds differently; a changed scene, batch or initial weight shows at once.
     assert losses == pytest.approx(known, rel=1e-3)
 
