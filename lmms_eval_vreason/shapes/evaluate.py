@@ -1,4 +1,4 @@
-"""How good and how sure a shapes checkpoint is on held-out questions: ``python -m lmms_eval_vreason.shapes.evaluate``."""
+"""How good and how sure a checkpoint is on held-out questions: ``python -m lmms_eval_vreason.shapes.evaluate``."""
 
 import argparse
 import json
@@ -172,9 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="a folder; the packaged checkpoint if left out")
     parser.add_argument("--questions", type=int, default=900)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     print(json.dumps(report(args.checkpoint, args.questions), indent=2))
 
 

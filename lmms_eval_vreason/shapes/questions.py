@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, LETTERS, NUMBERS, SHAPES
-from lmms_eval_vreason.shapes.world import FEWEST, MOST, Scene, Thing, cell_name
+from lmms_eval_vreason.shapes.world import FEWEST, MOST, RECIPES, Scene, Thing, cell_name
 
 T = TypeVar("T")
 
@@ -79,6 +79,9 @@ class _Draft:
     near: list[str]
     far: list[str]
     notes: Note
+
+
+_Asks = Callable[[Scene, np.random.Generator], _Draft | None]
 
 
 def _pick(rng: np.random.Generator, things: Sequence[T]) -> T | None:
@@ -157,52 +160,51 @@ def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     return _Draft(text, way, [], list(DIRECTIONS), _from_to)
 
 
-def _which(scene: Scene, happens: str, things: list[Thing], notes: Note) -> _Draft | None:
-    """A question whose answer is the one thing in ``things``; None if there isn't exactly one."""
-    if len(things) != 1:
-        return None
-    near = [thing.colour for thing in scene.things if thing is not things[0]]
-    return _Draft(f"What colour is the object that {happens}?", things[0].colour, near, list(COLOURS), notes)
+def _which(happens: str, notes: Note, chosen: Callable[[Scene], list[Thing]]) -> _Asks:
+    """Asks for the colour of the one thing that is ``chosen``; of a scene that has not exactly one, nothing."""
+
+    def asks(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+        things = chosen(scene)
+        if len(things) != 1:
+            return None
+        near = [thing.colour for thing in scene.things if thing is not things[0]]
+        return _Draft(f"What colour is the object that {happens}?", things[0].colour, near, list(COLOURS), notes)
+
+    return asks
 
 
-def _moves(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    movers = [thing for thing in scene.things if thing.hops]
-    return _which(scene, "moves", movers, _from_to)
+def _movers(scene: Scene) -> list[Thing]:
+    return [thing for thing in scene.things if thing.hops]
 
 
-def _more(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    if sum(thing.hops > 0 for thing in scene.things) < 2 or any(None in thing.cells for thing in scene.things):
-        return None
-    most = max(thing.hops for thing in scene.things)
-    best = [thing for thing in scene.things if thing.hops == most]
-    return _which(scene, "moves more times", best, _path)
+def _busiest(scene: Scene) -> list[Thing]:
+    """Of two or more that move; none if something is not in sight throughout."""
+    if len(_movers(scene)) < 2 or any(None in thing.cells for thing in scene.things):
+        return []
+    return [thing for thing in scene.things if thing.hops == max(thing.hops for thing in scene.things)]
 
 
-def _appears(scene: Scene, rng: np.random.Generator, which: str) -> _Draft | None:
-    moments = [thing.appears for thing in scene.things]
-    if len(set(moments)) != len(moments):
-        return None
-    wanted = min(moments) if which == "first" else max(moments)
-    chosen = [thing for thing in scene.things if thing.appears == wanted]
-    return _which(scene, f"appears {which}", chosen, _moment)
+def _appears(extreme: Callable[[list[int]], int]) -> Callable[[Scene], list[Thing]]:
+    def chosen(scene: Scene) -> list[Thing]:
+        moments = [thing.appears for thing in scene.things]
+        if len(set(moments)) != len(moments):
+            return []
+        return [scene.things[moments.index(extreme(moments))]]
 
-
-def _disappears(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    gone = [thing for thing in scene.things if thing.disappears]
-    return _which(scene, "disappears", gone, _fate)
+    return chosen
 
 
 # kind: (how it is asked, the recipes of the scenes that suit it)
-KINDS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Draft | None], tuple[str, ...]]] = {
-    "colour": (_colour, ("move", "race", "order", "vanish")),
-    "shape": (_shape, ("move", "race", "order", "vanish")),
+KINDS: dict[str, tuple[_Asks, tuple[str, ...]]] = {
+    "colour": (_colour, RECIPES),
+    "shape": (_shape, RECIPES),
     "count": (_count, ("move", "vanish")),
     "direction": (_direction, ("move",)),
-    "moves": (_moves, ("move",)),
-    "more": (_more, ("race",)),
-    "first": (lambda scene, rng: _appears(scene, rng, "first"), ("order",)),
-    "last": (lambda scene, rng: _appears(scene, rng, "last"), ("order",)),
-    "disappears": (_disappears, ("vanish",)),
+    "moves": (_which("moves", _from_to, _movers), ("move",)),
+    "more": (_which("moves more times", _path, _busiest), ("race",)),
+    "first": (_which("appears first", _moment, _appears(min)), ("order",)),
+    "last": (_which("appears last", _moment, _appears(max)), ("order",)),
+    "disappears": (_which("disappears", _fate, lambda scene: [t for t in scene.things if t.disappears]), ("vanish",)),
 }
 
 

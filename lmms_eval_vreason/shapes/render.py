@@ -31,27 +31,24 @@ _TINGE, _FADE, _NOISE, _BLINDS = 0.45, 0.55, 60.0, 3
 _GRAIN = 4  # pixels a side of one grain of noise: H.264 would smooth finer ones away
 
 
+# What a shape is drawn of, one part over the other: how, its corners in shares of the side, and whether it fills.
+_PARTS: dict[str, tuple[tuple[str, tuple[float, ...], bool], ...]] = {
+    "circle": (("ellipse", (0, 0, 1, 1), True),),
+    "square": (("rectangle", (0, 0, 1, 1), True),),
+    "triangle": (("polygon", (0.5, 0, 1, 1, 0, 1), True),),
+    "cross": (("rectangle", (0.34, 0, 0.66, 1), True), ("rectangle", (0, 0.34, 1, 0.66), True)),
+    "ring": (("ellipse", (0, 0, 1, 1), True), ("ellipse", (0.27, 0.27, 0.73, 0.73), False)),
+}
+
+
 @cache
 def _stencil(shape: str, size: int) -> np.ndarray:
     """How much of each pixel a shape covers: ``(size, size)`` floats from 0 to 1."""
     side = size * _SUPERSAMPLE
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
-    end = side - 1
-    if shape == "circle":
-        draw.ellipse((0, 0, end, end), fill=255)
-    elif shape == "square":
-        draw.rectangle((0, 0, end, end), fill=255)
-    elif shape == "triangle":
-        draw.polygon(((side / 2, 0), (end, end), (0, end)), fill=255)
-    elif shape == "cross":
-        draw.rectangle((side * 0.34, 0, side * 0.66, end), fill=255)
-        draw.rectangle((0, side * 0.34, end, side * 0.66), fill=255)
-    elif shape == "ring":
-        draw.ellipse((0, 0, end, end), fill=255)
-        draw.ellipse((side * 0.27, side * 0.27, side * 0.73, side * 0.73), fill=0)
-    else:
-        raise ValueError(f"shape={shape!r} can't be drawn")
+    for kind, corners, fills in _PARTS[shape]:
+        getattr(draw, kind)([min(corner * side, side - 1) for corner in corners], fill=255 * fills)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
 
 

@@ -76,7 +76,7 @@ def test_the_demo_runs_all_and_ends_with_the_path_of_its_page(tmp_path):
     for name in _RUNS:
         assert f"One answer: {name}" in page
         assert any(name in line.split() for line in lines)
-    assert page.count("nats\">&lt;/answer&gt;</span>") == len(_RUNS), "each answer's tokens are coloured"
+    assert page.count('nats">&lt;/answer&gt;</span>') == len(_RUNS), "each answer's tokens are coloured"
 
 
 @pytest.mark.cli

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import decord
 import numpy as np
@@ -148,7 +149,7 @@ def test_haze_spoils_the_pictures_the_more_the_thicker_it_is():
 
     distances = [np.abs(drawn(haze) - drawn(0.0)).mean() for haze in (0.0, 0.25, 0.5, 1.0)]
     assert distances[0] == 0
-    assert all(thin + 5 < thick for thin, thick in zip(distances, distances[1:], strict=False))
+    assert all(thin + 5 < thick for thin, thick in pairwise(distances))
     assert np.array_equal(drawn(0.5), drawn(0.5))
 
 

@@ -40,7 +40,7 @@ class Segments:
 class Batch:
     """Pixels of some clips as the processor gives them, and the segments asked about them in groups of like length.
 
-    ``names``: the words for what each video token shows, ``(clips * video tokens, 5)`` ids; see :func:`name_cells`.
+    ``names``: what each video token shows, ``(clips * video tokens, 5)`` places in :data:`NAME_SETS`.
     """
 
     pixel_values: torch.Tensor
@@ -111,13 +111,14 @@ def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int)
 NAME_SETS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS, NUMBERS[:MOMENTS])
 
 
-def name_cells(scene: Scene) -> list[tuple[str, ...]]:
+def name_cells(scene: Scene) -> list[list[int]]:
     """For each video token in order: the colour and shape of what its cell shows, its row, column and moment."""
-    named: list[tuple[str, ...]] = []
+    named = []
     for moment, row, column in np.ndindex(MOMENTS, SIDE, SIDE):
         seen = [thing for thing in scene.things if thing.cells[moment] == (row, column)]
         what = (seen[0].colour, seen[0].shape) if seen else ("nothing", "nothing")
-        named.append((*what, ROWS[row], COLUMNS[column], NUMBERS[moment]))
+        words_ = (*what, ROWS[row], COLUMNS[column], NUMBERS[moment])
+        named.append([names.index(word) for names, word in zip(NAME_SETS, words_, strict=True)])
     return named
 
 
@@ -147,13 +148,12 @@ def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups:
             rows.append(_Segment(ids, labels, clip))
     rows.sort(key=lambda row: len(row.ids))
     size = -(-len(rows) // groups)
-    tokenizer = layout.processor.tokenizer
-    videos = layout.encode_videos(frames)
+    pad, videos = layout.processor.tokenizer.pad_token_id, layout.encode_videos(frames)
     return Batch(
         videos["pixel_values_videos"],
         videos["video_grid_thw"],
-        [_pad(rows[start : start + size], tokenizer.pad_token_id) for start in range(0, len(rows), size)],
-        torch.tensor(tokenizer([" " + " ".join(named) for named in names])["input_ids"]),
+        [_pad(rows[start : start + size], pad) for start in range(0, len(rows), size)],
+        torch.tensor(names),
     )
 
 

@@ -1,9 +1,9 @@
 """Trains the shapes checkpoint from scratch.
 
-    python -m lmms_eval_vreason.shapes.training.train --output runs/shapes
+    OMP_NUM_THREADS=1 python -m lmms_eval_vreason.shapes.training.train --output runs/shapes
 
-First a drill on text alone (an option's word → its letter), then questions on clips. Each clip is narrated as well,
-except in the last part. Every step draws its data from (seed, step), and a stopped run resumes from its last state.
+First a drill on text alone (an option's word → its letter), then questions on clips of any haze. Every step draws its
+data from (seed, step), and a stopped run resumes from its last state. One CPU thread is fastest.
 """
 
 import argparse
@@ -72,8 +72,7 @@ class Learner:
         losses = []
         for column, words in enumerate(NAME_SETS):
             ids = torch.tensor(tokenizer([f" {word}" for word in words])["input_ids"])[:, 0]
-            wanted = (names[:, column, None] == ids).int().argmax(-1)
-            losses.append(functional.cross_entropy(logits[:, ids], wanted))
+            losses.append(functional.cross_entropy(logits[:, ids], names[:, column]))
         return torch.stack(losses).mean()
 
     def video_loss(self, batch: Batch, *, naming: float = 0.0) -> torch.Tensor:
@@ -101,7 +100,10 @@ class Learner:
         tokens = segments.ids.shape[1]
         positions = self.positions.max() + 1 + torch.arange(tokens)
         hidden = self.model.model.language_model(
-            input_ids=segments.ids, **{CACHE: cache}, position_ids=positions.expand(3, len(segments.ids), -1), use_cache=True
+            input_ids=segments.ids,
+            **{CACHE: cache},
+            position_ids=positions.expand(3, len(segments.ids), -1),
+            use_cache=True,
         ).last_hidden_state
         return _losses(hidden, self.model.lm_head, segments)
 
@@ -225,20 +227,17 @@ def train(folder: Path, recipe: Recipe, start: str | None = None) -> Path:
     """
     training = Training(folder, recipe, start)
     losses: list[float] = []
-    with tqdm(total=recipe.total, initial=training.step, desc="shapes", mininterval=5) as bar:
-        while training.step < recipe.total:
-            losses.append(training.advance())
-            bar.update()
-            if training.step % _LOG_EVERY and training.step < recipe.total:
-                continue
-            row = {"step": training.step, "loss": float(np.mean(losses))}
-            losses.clear()
-            if training.step > recipe.drill_steps and training.step % _VALIDATE_EVERY == 0:
-                row |= training.validate()
-            with (folder / "curve.jsonl").open("a") as curve:
-                curve.write(json.dumps(row) + "\n")
-            bar.set_postfix({name: row[name] for name in ("loss", "accuracy") if name in row})
-            training.save_state()
+    for _ in tqdm(range(training.step, recipe.total), desc="shapes", mininterval=5):
+        losses.append(training.advance())
+        if training.step % _LOG_EVERY and training.step < recipe.total:
+            continue
+        row = {"step": training.step, "loss": float(np.mean(losses))}
+        losses.clear()
+        if training.step > recipe.drill_steps and training.step % _VALIDATE_EVERY == 0:
+            row |= training.validate()
+        with (folder / "curve.jsonl").open("a") as curve:
+            curve.write(json.dumps(row) + "\n")
+        training.save_state()
     training.model.eval()
     # A fresh processor: the one in use remembers how it last padded.
     checkpoint = save_checkpoint(training.model, build_processor(), folder / "checkpoint", dtype="float16")
@@ -252,9 +251,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="steps on clips (%(default)s)")
     parser.add_argument("--start", help="a checkpoint's folder to start from, without the drill; random if left out")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; one was fastest for this size")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     recipe = Recipe(seed=args.seed, steps=args.steps, **({"drill_steps": 0} if args.start else {}))
     print(train(args.output, recipe, args.start))
 
