@@ -94,7 +94,7 @@ def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     if thing is None:
         return None
     near = [other.colour for other in scene.things if other is not thing]
-    return _Draft(f"What colour is the {thing.shape}?", thing.colour, near, list(COLOURS), _looks)
+    return _Draft(f"What colour is the {thing.shape}?", thing.colour, near, list(COLOURS), _named)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> _Draft | None:
@@ -108,8 +108,8 @@ def _count(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     return _Draft("How many objects are in the whole clip?", NUMBERS[len(scene.things) - 1], [], numbers, _counted)
 
 
-def _looks(thing: Thing, place: int, say: Say) -> str:
-    return f"the {thing.shape} {say('is', 'looks')} {thing.colour}"
+def _named(thing: Thing, place: int, say: Say) -> str:
+    return f"{say('this is', 'that is', 'there is')} the {thing.name}"
 
 
 def _is_a(thing: Thing, place: int, say: Say) -> str:

@@ -54,8 +54,12 @@ def test_shared_prefix_gives_the_plain_loss(tmp_path, small_sizes):
                 video_grid_thw=grid,
                 second_per_grid_ts=torch.ones(1),
             ).logits
-            flat = torch.nn.functional.cross_entropy(logits[0, :-1], wanted[0, 1:], reduction="sum")
-            total, count = total + flat.item(), count + int((wanted[0, 1:] != -100).sum())
+            flat = torch.nn.functional.cross_entropy(logits[0, :-1], wanted[0, 1:], reduction="none")
+            (stop,) = run.processor.tokenizer(".")["input_ids"]
+            survey = wanted[0].tolist().index(stop) if stop in wanted[0] else len(whole[0])
+            weights = torch.tensor([1.0 if at <= survey else 3.0 for at in range(1, whole.shape[1])])
+            weights[wanted[0, 1:] == -100] = 0
+            total, count = total + (flat * weights).sum().item(), count + weights.sum().item()
     assert run.learner.video_loss(batch).item() == pytest.approx(total / count, rel=1e-5)
 
 

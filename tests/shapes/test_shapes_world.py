@@ -87,7 +87,7 @@ def _concluded(kind, text, notes):
     paths = [(colour, number) for colour, number in re.findall(r"the (\w+) [^,]*? (none|one|two|three)\b", notes)]
     order = ("none", *NUMBERS)
     return {
-        "colour": lambda: re.search(rf"the {asked[1]} (?:is|looks) (\w+)", notes)[1],
+        "colour": lambda: re.search(rf"the (\w+) {asked[1]}", notes)[1],
         "shape": lambda: re.search(rf"the {text.split()[4]} (?:object|one) (?:is|looks) a (\w+)", notes)[1],
         "count": lambda: re.findall("|".join(NUMBERS), notes)[-1],
         "direction": lambda: _ways(moves[asked[1]][:2], moves[asked[1]][2:]),

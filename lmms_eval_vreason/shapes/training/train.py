@@ -30,6 +30,7 @@ from lmms_eval_vreason.shapes.training.batches import NAME_SETS, Batch, Layout, 
 from lmms_eval_vreason.shapes.world import MOMENTS, make_scene
 
 _LOG_EVERY, _VALIDATE_EVERY = 50, 500  # steps
+_EVIDENCE = 3.0  # weight of a token after the survey
 SIZES = Sizes(hidden_size=128, layers=4, vision_hidden_size=64, rope_theta=1e4)
 # The video options that the checkpoint brings along: frames as they are in training.
 _VIDEO = {
@@ -40,14 +41,6 @@ _VIDEO = {
 }
 
 
-def _losses(hidden: torch.Tensor, head: torch.nn.Module, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of the response tokens, and their number; ``hidden`` is ``(rows, tokens, size)``."""
-    labels = segments.labels[:, 1:]
-    wanted = labels != -100
-    logits = head(hidden[:, :-1][wanted])
-    return functional.cross_entropy(logits, labels[wanted], reduction="sum"), wanted.sum()
-
-
 class Learner:
     """The model with what a training step needs: the chat's layout and the rotary positions of its prefix."""
 
@@ -55,11 +48,24 @@ class Learner:
         self.model, self.layout = model, layout
         positions = trained_positions(model.config, layout.prefix[None], video_grid_thw=layout.grid_thw)
         self.positions = positions[1:]
+        (self.stop,) = layout.processor.tokenizer(".")["input_ids"]
+
+    def _losses(self, hidden: torch.Tensor, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed cross-entropy of the response tokens and the sum of their weights; ``hidden`` is (rows, tokens, size).
+
+        What follows the survey counts ``_EVIDENCE`` times: it is less random, and leads to the answer.
+        """
+        labels = segments.labels[:, 1:]
+        wanted = labels != -100
+        after = (segments.labels[:, :-1] == self.stop).cumsum(1) > 0
+        weights = torch.where(after, _EVIDENCE, 1.0)[wanted]
+        losses = functional.cross_entropy(self.model.lm_head(hidden[:, :-1][wanted]), labels[wanted], reduction="none")
+        return (losses * weights).sum(), weights.sum()
 
     def drill_loss(self, segments: Segments) -> torch.Tensor:
         """Mean cross-entropy of the responses, without any video before them."""
         hidden = self.model.model.language_model(input_ids=segments.ids, use_cache=False).last_hidden_state
-        total, count = _losses(hidden, self.model.lm_head, segments)
+        total, count = self._losses(hidden, segments)
         return total / count
 
     def _naming_loss(self, video: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
@@ -105,7 +111,7 @@ class Learner:
             position_ids=positions.expand(3, len(segments.ids), -1),
             use_cache=True,
         ).last_hidden_state
-        return _losses(hidden, self.model.lm_head, segments)
+        return self._losses(hidden, segments)
 
 
 def _optimizers(model: Qwen2_5_VLForConditionalGeneration) -> list[torch.optim.Optimizer]:
