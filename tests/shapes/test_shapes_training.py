@@ -116,7 +116,7 @@ def test_the_recipe_still_gives_the_same_losses(tmp_path):
         losses = [run.advance() for _ in range(9)]
     finally:
         torch.set_num_threads(threads)
-    known = [6.773140, 6.594126, 6.611945, 7.640587, 7.580101, 7.450770, 6.710432, 7.359401, 7.251661]
+    known = [6.773140, 6.594126, 6.638944, 7.642608, 7.570323, 7.442307, 6.736031, 7.351347, 7.244921]
     # Another machine rounds differently; a changed scene, batch or initial weight shows at once.
     assert losses == pytest.approx(known, rel=1e-3)
 
