@@ -10,14 +10,13 @@ from lmms_eval_vreason import __version__
 
 _ROOMS = (
     "lmms_eval_vreason.adapter.commands",
-    "lmms_eval_vreason.journal.commands",
     "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
 )
 # What a plain install may lack: the modules that each extra brings, and the commands that need the extra.
 EXTRAS = {
-    "report": ("jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "statsmodels"),
+    "report": ("jinja2", "matplotlib", "pandas", "scipy", "statsmodels"),
     "bench": ("pandas", "tabulate", "tokenizers"),
 }
 _EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "submit"), "report"), "bench": "bench"}

@@ -8,6 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import Phase, settings
+
+# For `make mutation`: a broken line's example need not be the smallest.
+settings.register_profile("mutation", deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
 @pytest.fixture(scope="session")

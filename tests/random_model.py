@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     LogitsProcessor,
+    LogitsProcessorList,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
@@ -148,6 +149,12 @@ def steer(model, method: VReason, *, positions: str = "trained", **kwargs) -> tu
     return sequences, loop
 
 
+def forced_run(model, method: VReason, samples: list[dict], count: int) -> DecodingLoop:
+    """The loop after ``count`` tokens that :func:`forced_tokens` chose."""
+    settings = {"logits_processor": LogitsProcessorList([Forced(forced_tokens(len(samples), count))])}
+    return steer(model, method, **batch(samples), max_new_tokens=count, **settings)[1]
+
+
 def with_double_norms(model):
     """transformers' RMSNorm rounds to float32; exact gradients in float64 need one that does not."""
     for module in list(model.model.language_model.modules()):
@@ -168,6 +175,16 @@ def values_scaled(model, s: float):
             attention.v_proj.bias.mul_(s)
         attention.o_proj.weight.div_(s)
     return model
+
+
+def moved_at_its_norm(values, delta, norm):
+    """V + ΔV at the norm of V; (tokens, kv_heads, head_dim), written apart from the package."""
+    moved = values + delta
+    if norm == "none":
+        return moved
+    axes = {"head": (2,), "token": (1, 2), "cache": (0, 1, 2)}[norm]
+    scale = (values.square().sum(axes, keepdim=True) / moved.square().sum(axes, keepdim=True)).sqrt()
+    return moved * scale
 
 
 def assert_same_run(results) -> None:

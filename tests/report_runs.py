@@ -9,7 +9,7 @@ import numpy as np
 
 from lmms_eval_vreason.journal.writer import Journal
 
-ARRAYS = ("tokens", "entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm")
+ARRAYS = ("tokens", "entropy", "ema", "peak", "alpha", "entropy_change", "shift", "grad_norm", "changed")
 DATE = "20250101_120000"
 LETTERS = "ABCD"
 
@@ -144,6 +144,7 @@ def trace(entropy: Sequence[float], *, every: int = 2, video_tokens: int = 36, s
         "shift": (np.cumsum(due) * 0.001).round(6).tolist(),
         "grad_norm": [0.1 if is_due else None for is_due in due],
         "updates": sum(due),
+        "due_steps": sum(due),
         "last_shift": round(sum(due) * 0.001, 6) if len(values) else None,
         "lowering": {"updates": alpha.count(-1), "entropy_change": -0.01 if -1 in alpha else None},
         "raising": {"updates": alpha.count(1), "entropy_change": 0.02 if 1 in alpha else None},

@@ -94,7 +94,7 @@ def without(modules, *arguments):
         ("matplotlib", ("report", "base=runs/base", "vreason=runs/vreason"), "report"),
         ("pandas", ("plot", "runs/vreason"), "report"),
         ("statsmodels", ("flips", "runs/base", "runs/vreason"), "report"),
-        ("pyarrow", ("submit", "videomme", "runs/base"), "report"),
+        ("scipy", ("submit", "videomme", "runs/base"), "report"),
         ("tabulate", ("bench", "--shape", "tiny"), "bench"),
     ],
 )

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lmms_eval.utils import simple_parse_args_string
@@ -100,17 +99,12 @@ def exit_on_failure() -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it, SIGTERM ends the command as Ctrl-C does: the stack unwinds, and files are left whole."""
+    """Within it, SIGTERM ends the command as Ctrl-C does: the stack unwinds, and the user gets a last word."""
     if not runs_as_command() or threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, previous)

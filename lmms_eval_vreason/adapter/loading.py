@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
-from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.adapter.options import ModelOptions
@@ -17,11 +16,6 @@ from lmms_eval_vreason.media.options import VideoOptions
 
 DEFAULTS_FILE = "vreason.json"
 _IDENTIFYING = {".safetensors", ".json", ".jinja", ".txt", ".model"}
-_IF_PRESENT = {
-    "_raise_exceptions_for_gated_repo": False,
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
 
 
 @dataclass(frozen=True)
@@ -73,20 +67,20 @@ def find_checkpoint(options: ModelOptions) -> Checkpoint:
         identity = [file_identity(str(path.resolve())) for path in files]
     else:
         raise ValueError(f"pretrained={options.pretrained!r} holds no .safetensors weights: convert them first")
-    return Checkpoint(source, options.revision, identity, video_defaults(source, options.revision))
+    return Checkpoint(source, options.revision, identity, video_defaults(folder))
 
 
-def video_defaults(source: str, revision: str | None) -> dict[str, Any]:
-    """The video options that a checkpoint brings along in its ``vreason.json``; empty without such a file.
+def video_defaults(folder: Path) -> dict[str, Any]:
+    """The video options that a checkpoint's folder brings along in ``vreason.json``; empty without such a file.
 
     Raises:
         ValueError: The file holds something else, or a value that is not allowed.
     """
-    path = cached_file(source, DEFAULTS_FILE, revision=revision, **_IF_PRESENT)
-    if path is None:
+    path = folder / DEFAULTS_FILE
+    if not path.is_file():
         return {}
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or set(content) != {"video"} or not isinstance(content["video"], dict):
             raise ValueError('it must be {"video": {"fps": 2, …}}')
         if unknown := sorted(set(content["video"]) - set(VideoOptions.model_fields)):

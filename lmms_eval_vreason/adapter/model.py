@@ -34,7 +34,7 @@ from lmms_eval_vreason.journal.files import FOLDER, digest
 from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.paths import cache_dir
-from lmms_eval_vreason.run.batch_size import BatchSize, memory_of
+from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.call import Setup
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.processes import Team
@@ -67,8 +67,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
                 self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
             self.processor = load_processor(checkpoint)
-            sizes = options.model.batch_size, options.model.max_batch_size
-            self._batch_size = BatchSize(*sizes, memory_of(self._model))
+            self._batch_size = BatchSize(options.model.batch_size, options.model.max_batch_size, self.device)
 
     @classmethod
     def create_from_arg_string(
@@ -90,8 +89,8 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
 
     @property
     def batch_sizes(self) -> dict[str, int]:
-        """What lmms-eval notes in its results: with ``auto`` the largest size that has worked."""
-        return {"generate_until": self._batch_size.found or self._batch_size.now}
+        """What lmms-eval notes in its results: with ``auto`` the size in the end."""
+        return {"generate_until": self._batch_size.now}
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers all requests, in their order; a finished one is in the journal before the next begins.
@@ -115,7 +114,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             run.team.close()
             if run.team.rank == 0:
                 self._sum_up(run)
-            return [_result(run.text(index), run.ledger.records.get(index)) for index in range(len(requests))]
+            return [_result(run.ledger.records.get(index)) for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
@@ -148,12 +147,8 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
     def _sum_up(self, run: Run) -> None:
         for line in run.ledger.failures():
             logger.warning(line)
-        if self._batch_size.auto and self._batch_size.found:
-            logger.info(f"Batch size auto: up to {self._batch_size.found} samples were decoded together")
-        if run.answers.padding.padded:
-            logger.info(f"Padding: {run.answers.padding.share:.1%} of the prompts' tokens")
         method = self.options.method
-        facts = steering_facts(run.ledger.everybody, policy=method.policy, update_every=method.update_every)
+        facts = steering_facts(run.ledger.everybody, policy=method.policy)
         logger.info(steering_line(facts))
         if warning := steering_warning(facts):
             logger.warning(warning)
@@ -197,8 +192,8 @@ def run_identity(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[s
     return identity
 
 
-def _result(text: str, record: dict[str, Any] | None) -> GenerationResult:
-    if record is None:
-        return GenerationResult(text)
+def _result(record: dict[str, Any] | None) -> GenerationResult:
+    if record is None:  # lmms-eval's padding.
+        return GenerationResult("")
     counts = record["tokens"]
-    return GenerationResult(text, TokenCounts(counts["input"], counts["output"], counts["thinking"]))
+    return GenerationResult(record["text"], TokenCounts(counts["input"], counts["output"], counts["thinking"]))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.method.config import VReason
@@ -22,9 +22,9 @@ class ModelOptions(OptionGroup):
 
     Attributes:
         pretrained: A hub name, a folder, or ``shapes`` (the tiny checkpoint that ships with the package).
-        batch_size: Samples decoded together. ``auto`` grows while memory lasts and steps down where it runs out. The
-            same as lmms-eval's ``--batch_size``.
-        max_batch_size: The most that ``auto`` tries (none: 64). The same as ``--max_batch_size``.
+        batch_size: Samples decoded together. ``auto`` doubles until memory runs out, and then halves. The same as
+            lmms-eval's ``--batch_size``.
+        max_batch_size: The most that ``auto`` tries (none: 64, and 8 without a GPU). The same as ``--max_batch_size``.
         revision: The hub's revision.
         dtype: ``auto`` is the checkpoint's own on a GPU and float32 on the CPU.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``. The same as ``--device``.
@@ -55,12 +55,6 @@ class ModelOptions(OptionGroup):
     def _auto_n(cls, value: Any) -> Any:
         # lmms-eval's command also knows `auto:N`, to look for the size N times; ours never stops looking.
         return "auto" if isinstance(value, str) and value.partition(":")[0] == "auto" else value
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "ModelOptions":
-        if self.device_map and self.device == "cpu":
-            raise ValueError(f"device_map={self.device_map!r} does not go with device=cpu: leave one of them out")
-        return self
 
 
 @dataclass(frozen=True)
@@ -114,11 +108,11 @@ def parse_options(arguments: Mapping[str, Any]) -> Options:
         for room, kind in GROUPS.items()
     }
     options = Options(**groups, method=_parse_method(arguments), given=dict(arguments))
-    if options.model.device_map and options.method.compile == "on":
-        raise ValueError(
-            f"compile='on' does not go with device_map={options.model.device_map!r}: what moves tensors between "
-            "devices cannot be compiled. Leave one of them out"
-        )
+    # A map spreads the model over GPUs, and what moves tensors between devices cannot be compiled.
+    for name, value in (("device", options.model.device), ("compile", options.method.compile)):
+        if options.model.device_map and value in ("cpu", "on"):
+            placed = f"device_map={options.model.device_map!r}"
+            raise ValueError(f"{name}={value!r} does not go with {placed}: leave one of them out")
     return options
 
 

@@ -158,23 +158,16 @@ def distinct_settings(requests: Iterable[Instance], reading: Reading) -> list[Ge
 
 def overruled(named: Mapping[str, Any], settings: Sequence[GenerationSettings], thinking: ThinkingOptions) -> list[str]:
     """A line on each setting that the user gave by name and that does not act everywhere."""
-    lines = []
+    idle: dict[str, str] = {}
     if thinking.thinking:
-        budgets = (
-            f"max_thinking_tokens={thinking.max_thinking_tokens} and max_answer_tokens={thinking.max_answer_tokens}"
-        )
-        lines = [
-            f"--gen_kwargs {name}={named[name]} has no effect with thinking=on, where {budgets} rule: set those instead"
-            for name in _LENGTHS
-            if name in named
-        ]
+        budgets = f"{thinking.max_thinking_tokens} and max_answer_tokens={thinking.max_answer_tokens}"
+        why = f"with thinking=on, where max_thinking_tokens={budgets} rule: set those instead"
+        idle |= {name: why for name in _LENGTHS if name in named}
     if any(not each.generation["do_sample"] for each in settings):
-        idle = [name for name in ("do_sample", *_SAMPLING) if named.get(name) not in (None, False, 0)]
         mend = "leave do_sample=False out" if named.get("do_sample") is False else "add temperature=0.7, for instance"
-        lines += [
-            f"--gen_kwargs {name}={named[name]} has no effect where tokens are not sampled: {mend}" for name in idle
-        ]
-    return lines
+        why = f"where tokens are not sampled: {mend}"
+        idle |= {name: why for name in ("do_sample", *_SAMPLING) if named.get(name) not in (None, False, 0)}
+    return [f"--gen_kwargs {name}={named[name]} has no effect {why}" for name, why in idle.items()]
 
 
 def _ask_for_thinking(messages: Turns, reasoning_prompt: str | None) -> None:

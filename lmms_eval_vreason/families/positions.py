@@ -59,7 +59,7 @@ class _Grid:
     def positions(self, start: int) -> Tensor:
         """(3, tokens), the first token at ``start`` on every axis."""
         axes = torch.tensor(self.times), torch.arange(self.height), torch.arange(self.width)
-        return start + torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+        return start + torch.cartesian_prod(*axes).T
 
 
 class MediaGrids:

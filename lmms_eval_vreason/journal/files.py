@@ -41,20 +41,20 @@ def file_identity(path: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a journal file: its record, or why it could not be read.
+    """One line of a journal file.
 
     Attributes:
+        record: None where the line cannot be read.
         lost_trace: Whether the record's trace has not reached the disk.
     """
 
     number: int
     record: Record | None
-    problem: str = ""
     lost_trace: bool = False
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of one file, in order; a half-written last line is left out; a broken one has a ``problem``.
+    """The lines of one file, in order; a half-written last line is left out, a broken one has no record.
 
     Raises:
         JournalError: The file was written by another version of this package's journal.
@@ -65,13 +65,12 @@ def read_lines(path: Path) -> Iterator[Line]:
         for number, raw in enumerate(file, start=1):
             try:
                 record = json.loads(raw)
-            except ValueError as error:
+            except ValueError:
                 if not raw.endswith(b"\n"):
                     return
-                yield Line(number, None, f"is not JSON ({error})")
-                continue
+                record = None
             if not isinstance(record, dict) or "kind" not in record:
-                yield Line(number, None, "is not a journal line")
+                yield Line(number, None)
                 continue
             check_version(path, record)
             place = (record.get("trace") or {}).get("place", (0, 0))

@@ -7,6 +7,10 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+# Ours. Where both stay below, the steered model's answers can hardly be told from the base model's.
+WEAK_CHANGE = 0.01  # Mean |ΔH| of an update, as a share of H.
+WEAK_CHOICES = 0.005  # Share of the updates that made another token the likeliest.
+
 
 @dataclass(frozen=True)
 class SteeringFacts:
@@ -18,6 +22,8 @@ class SteeringFacts:
         steered, updates: samples with at least one update, and updates in all.
         entropy_change: mean ΔH of the updates, nats.
         entropy_change_lowering, entropy_change_raising: the same where α is −1 and +1.
+        relative_change: mean |ΔH| of the updates over the mean H that they found; both signs count.
+        choices_changed: share of the updates that made another token the likeliest.
         shift: mean ‖ΔV‖/‖V‖ at the last token of steered samples.
         without_video: share of the traced samples.
         due_step_ratio: seconds of a due step over those of an ordinary one.
@@ -33,6 +39,8 @@ class SteeringFacts:
     entropy_change: float | None
     entropy_change_lowering: float | None
     entropy_change_raising: float | None
+    relative_change: float | None
+    choices_changed: float | None
     shift: float | None
     without_video: float | None
     due_step_ratio: float | None
@@ -40,20 +48,21 @@ class SteeringFacts:
     notes: dict[str, int]
 
 
-def steering_facts(records: Iterable[Record], *, policy: str, update_every: int) -> SteeringFacts:
+def steering_facts(records: Iterable[Record], *, policy: str) -> SteeringFacts:
     """Counts over a run's journal samples.
 
     Args:
         records: journal lines of kind ``sample``. Where a trace has None for its arrays, the sample counts in
             everything but ΔH and the shift.
-        policy, update_every: the run's, as in the journal's first line under ``method``.
+        policy: the run's, as in the journal's first line under ``method``.
     """
     records = list(records)
     finished = [record for record in records if record.get("error") is None]
     traces = [record["trace"] for record in finished if record.get("trace") is not None]
     steered = [trace for trace in traces if trace["updates"]]
     lowering, raising = ([trace[sign] for trace in traces] for sign in ("lowering", "raising"))
-    ratio, overhead = _due_step_cost(finished, update_every)
+    relative_change, choices_changed = _strength(traces)
+    ratio, overhead = _due_step_cost(finished)
     notes = Counter(trace["note"] for trace in traces if trace["note"])
     notes.update({"no trace was kept": len(finished) - len(traces)})
     return SteeringFacts(
@@ -65,6 +74,8 @@ def steering_facts(records: Iterable[Record], *, policy: str, update_every: int)
         entropy_change=_mean_change([*lowering, *raising]),
         entropy_change_lowering=_mean_change(lowering),
         entropy_change_raising=_mean_change(raising),
+        relative_change=relative_change,
+        choices_changed=choices_changed,
         shift=_mean([trace["last_shift"] for trace in steered if trace["last_shift"] is not None]),
         without_video=_mean([not trace["video_tokens"] for trace in traces]),
         due_step_ratio=ratio,
@@ -84,24 +95,32 @@ def _mean_change(updates: Iterable[Record]) -> float | None:
     return sum(number * change for number, change in known) / count if count else None
 
 
-def _due_step_cost(records: Iterable[Record], update_every: int) -> tuple[float | None, float | None]:
-    """Seconds of a due step over those of an ordinary one, and what due steps add to a run of ordinary ones.
+def _strength(traces: Iterable[Record]) -> tuple[float | None, float | None]:
+    """Mean |ΔH| over mean H, and the share of choices changed, over all updates whose ΔH is known.
 
-    A step is due every ``update_every``-th token, whether or not a sample's α moves its ΔV there, so due steps are
-    counted from the tokens and not from the updates. The first token comes with the prefill and is neither.
+    Returns:
+        (share, share); None without such updates, as in a journal of an earlier version.
+    """
+    known = [own for trace in traces if (own := trace.get("refreshed")) and None not in own.values()]
+    count, changed = (sum(own[name] for own in known) for name in ("updates", "changed"))
+    entropy, change = (sum(own["updates"] * own[name] for own in known) for name in ("entropy", "absolute_change"))
+    return change / entropy if entropy else None, changed / count if count else None
+
+
+def _due_step_cost(records: Iterable[Record]) -> tuple[float | None, float | None]:
+    """Seconds of a step with an update over those of an ordinary one, and what they add to a run of ordinary ones.
+
+    The first token comes with the prefill and is neither.
 
     Returns:
         (ratio, share); None where one of the kinds was not taken or not timed.
     """
     due, ordinary, seconds_due, seconds_ordinary = 0, 0, 0.0, 0.0
     for record in records:
-        times = record.get("seconds") or {}
-        if record.get("trace") is None or times.get("ordinary") is None or times.get("due") is None:
+        times, own_due = record.get("seconds") or {}, (record.get("trace") or {}).get("due_steps")
+        if own_due is None or times.get("ordinary") is None or times.get("due") is None:
             continue
-        decoded = max(record["tokens"]["output"] - 1, 0)
-        # A batch without video tokens has no due steps. Token t, from 0, is due where t + 1 divides.
-        own_due = (decoded + 1) // update_every - (update_every == 1) if times["due"] else 0
-        due, ordinary = due + own_due, ordinary + decoded - own_due
+        due, ordinary = due + own_due, ordinary + max(record["tokens"]["output"] - 1, 0) - own_due
         seconds_due, seconds_ordinary = seconds_due + times["due"], seconds_ordinary + times["ordinary"]
     if not (due and ordinary and seconds_ordinary):
         return None, None
@@ -121,6 +140,8 @@ def format_facts(facts: SteeringFacts) -> str:
         named = ((facts.entropy_change_lowering, "α = −1"), (facts.entropy_change_raising, "α = +1"))
         by_sign = ", ".join(f"{_nats(change)} where {sign}" for change, sign in named if change is not None)
         parts.append(f"mean ΔH {_nats(facts.entropy_change)} nats an update ({by_sign})")
+    if (strength := format_strength(facts)) is not None:
+        parts.append(strength)
     if facts.shift is not None:
         parts.append(f"relative shift ‖ΔV‖/‖V‖ at the last token {100 * facts.shift:.1f}%")
     if facts.without_video is not None:
@@ -131,19 +152,33 @@ def format_facts(facts: SteeringFacts) -> str:
     return ", ".join(parts + failed)
 
 
+def format_strength(facts: SteeringFacts) -> str | None:
+    """How strong the updates are, in percent; None where the journal does not hold it."""
+    if facts.relative_change is None or facts.choices_changed is None:
+        return None
+    changed = f"{_percent(facts.choices_changed)} of updates changed the likeliest token"
+    return f"mean |ΔH| {_percent(facts.relative_change)} of H, {changed}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share >= 1e-3 or share == 0 else f"{100 * share:.1g}%"
+
+
 def _nats(change: float) -> str:
     return f"{change:+.4f}" if abs(change) >= 1e-3 or change == 0 else f"{change:+.1e}"
 
 
 def steering_line(facts: SteeringFacts) -> str:
-    """A run's last line: samples steered, updates, mean ΔH, shift, samples without video, cost of due steps."""
+    """A run's last line: samples steered, updates, ΔH and its strength, shift, samples without video, their cost."""
     return "V-Reason: " + format_facts(facts)
 
 
 def steering_warning(facts: SteeringFacts) -> str:
-    """Why nothing was steered, as a sentence; empty if a sample was, if none was run, or with policy=off."""
-    if facts.steered or not facts.samples or facts.policy == "off":
+    """Why nothing was steered, or that it was too weakly, in one line; empty if all is well, and with policy=off."""
+    if not facts.samples or facts.policy == "off":
         return ""
+    if facts.steered:
+        return _weakness(facts)
     reasons = [f"{note} ({count} samples)" for note, count in facts.notes.items()]
     if facts.failed:
         reasons.append(f"failed ({facts.failed} samples)")
@@ -152,3 +187,12 @@ def steering_warning(facts: SteeringFacts) -> str:
     if not reasons:
         reasons.append("no update fell due: answers end before the first due step, or the learning rate is 0")
     return "V-Reason steered nothing, so this run measures the base model: " + "; ".join(reasons)
+
+
+def _weakness(facts: SteeringFacts) -> str:
+    """A run whose updates change next to nothing measures the base model. Empty where that is unknown."""
+    change, choices = facts.relative_change, facts.choices_changed
+    if change is None or choices is None or change >= WEAK_CHANGE or choices >= WEAK_CHOICES:
+        return ""
+    mend = "find a strength for this model and task with `vreason calibrate`"
+    return f"V-Reason acts too weakly to be seen ({format_strength(facts)}): {mend}"

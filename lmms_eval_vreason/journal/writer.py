@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,6 @@ from lmms_eval_vreason.journal.files import (
     traces_path,
 )
 
-_BLOCK = 1 << 16  # bytes read at once from a file's end
 _SHOWN = 40  # characters of a setting that a message shows
 
 
@@ -155,16 +155,11 @@ def _lock(path: Path) -> BinaryIO:
 
 def _drop_half_line(path: Path) -> None:
     """Takes off what a killed process left after the last whole line."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        tail = b""
-        while end and b"\n" not in tail:
-            end = max(0, end - _BLOCK)
-            file.seek(end)
-            tail = file.read(_BLOCK)
-        file.truncate(end + tail.rfind(b"\n") + 1)
+    if path.exists() and path.stat().st_size:
+        with path.open("r+b") as file:
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                end = content.rfind(b"\n") + 1
+            file.truncate(end)
 
 
 def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -44,7 +44,8 @@ class KeptNorm:
             return gradient
         if self.kind == "cache":
             norm = self._of_videos(moved)
-            along = (moved * gradient).sum(dim=(1, 2, 3), keepdim=True) / norm**2
+            # Twice, since the square of a tiny norm would be 0.
+            along = (moved * gradient).sum(dim=(1, 2, 3), keepdim=True) / norm / norm
             return self.length / norm * torch.where(self.video, gradient - along * moved, 0.0)
         rows = scaled_rows_gradient(self._rows(gradient), self._rows(moved), self.length.view(-1, 1))
         return self._from_rows(rows, moved)

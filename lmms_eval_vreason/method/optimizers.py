@@ -38,8 +38,8 @@ class NormalizedSgd(Sgd):
 
     def step(self, delta: Tensor, gradient: Tensor, active: Tensor) -> None:
         """As :meth:`Sgd.step`."""
-        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        delta.addcmul_(gradient, self.length / norm[:, None, None, None], value=-1)
+        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)[:, None, None, None]
+        delta.addcmul_(gradient, torch.where(norm > 0, self.length / norm, 0.0), value=-1)
 
 
 class Adam(Sgd):

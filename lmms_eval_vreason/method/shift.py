@@ -8,7 +8,6 @@ from torch import Tensor
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.norm import KeptNorm
 from lmms_eval_vreason.method.optimizers import OPTIMIZERS
-from lmms_eval_vreason.method.rounding import Noise, rounded
 
 
 class Shift:
@@ -19,8 +18,9 @@ class Shift:
 
     The window goes from the first video token of any sample to the last. What else lies in it (text between videos,
     padding, another sample's shorter video) gets no gradient: its ΔV stays 0 and its V_new is V to the bit. ΔV and the
-    optimiser's state are float32 (float64 for a float64 cache), so that steps add up that the cache would round away.
-    V_new comes from V and ΔV, never from the cache's own rounded self.
+    optimiser's state are float32 (float64 for a float64 cache), so that steps add up that the cache would round away;
+    V_new comes from V and ΔV, never from the cache's own rounded self. A step of a useful size, a good part of the RMS,
+    is many times a bfloat16 cache's spacing.
 
     Attributes:
         video: (batch, 1, 1, window) bool.
@@ -53,9 +53,6 @@ class Shift:
         self.turns = torch.zeros_like(self.original, dtype=precise.dtype)
         entries = self.video.sum(dim=3, keepdim=True) * values.shape[1] * values.shape[3]
         self.kept, self.optimizer = method.keep_shift, OPTIMIZERS[method.optimizer](method, self.turns, entries)
-        self.noise = None
-        if method.rounding == "stochastic" and values.dtype == torch.bfloat16 and self.kept:
-            self.noise = Noise(self.video[:, 0, 0], (values.shape[1], values.shape[3]), method.seed)
 
     @property
     def delta(self) -> Tensor:
@@ -96,9 +93,7 @@ class Shift:
     def moved(self) -> Tensor:
         """V_new, the shape of V: in the cache's dtype where it goes there, else in that of ΔV."""
         moved = self.norm.moved(self._sum())
-        if not self.kept:
-            return moved
-        return moved.to(self.original.dtype) if self.noise is None else rounded(moved, self.noise.next())
+        return moved.to(self.original.dtype) if self.kept else moved
 
     def relative(self) -> Tensor:
         """(batch,) ‖ΔV‖ / ‖V‖ over all of a sample's video tokens; 0 for a sample without any."""
@@ -108,13 +103,11 @@ class Shift:
         """Each tensor whose size depends on the prompt, with the dimension that does."""
         wide = [self.original, self.turns, self.unit, self.norm.video, *self.optimizer.state()]
         wide += [] if self.norm.length is None else [self.norm.length]
-        wide += [] if self.noise is None else [self.noise.tokens]
         return [(self.before, 0), (self.video, 3), *((tensor, 2) for tensor in wide if tensor.shape[2] > 1)]
 
     def state_bytes(self) -> int:
         """Bytes kept between steps: V and its norms, ΔV, the optimiser's moments, what marks the video tokens."""
         kept = [tensor for tensor, _ in self.by_window()] + [self.size, *self.optimizer.state()]
-        kept += [] if self.noise is None else [self.noise.entries, self.noise.calls]
         return sum(nbytes for nbytes in {tensor.data_ptr(): tensor.nbytes for tensor in kept}.values())
 
     def _sum(self) -> Tensor:

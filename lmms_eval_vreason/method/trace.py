@@ -1,6 +1,7 @@
 """What happened at each generated token, kept on the device and moved to the host in blocks."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,9 @@ class Trace:
         peak_index: The token (from 0) at which the EMA was highest; -1 if nothing was generated.
         video_tokens: How many video tokens the controller acted on (after Lite's pruning).
         seconds_prefill: Wall time of the batch's prefill, with pruning and the controllers' start.
-        seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill.
+        seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill. A
+            due step at which no sample reaches ``min_entropy`` is one without.
+        due_steps: How many of the sample's tokens came from a step with an update, of whichever sample of its batch.
         note: Why nothing was steered, or why it ended early; empty when all went well.
     """
 
@@ -51,6 +54,7 @@ class Trace:
     seconds_prefill: float
     seconds_ordinary: float
     seconds_due: float
+    due_steps: int
     note: str
 
 
@@ -89,11 +93,11 @@ class TraceRecorder:
         self._take_in_tokens()
         return self._rows[-1][0]
 
-    def add_update(self, **update: Tensor) -> None:
+    def add_update(self, update: Mapping[str, Tensor]) -> None:
         """The last token's update; what it says of samples that were not ``active`` does not count.
 
         Args:
-            **update: ``active``, ``alpha``, ``refreshed`` (the entropy after it, nats; nan where it is not known),
+            update: ``active``, ``alpha``, ``refreshed`` (the entropy after it, nats; nan where it is not known),
                 ``changed``, ``grad_norm`` and ``shift``, (batch,) each.
         """
         self._updates.append(tuple(update[name] for name in _UPDATE))
@@ -161,6 +165,7 @@ class TraceRecorder:
             seconds_prefill=self._seconds_prefill,
             seconds_ordinary=self._seconds[False],
             seconds_due=self._seconds[True],
+            due_steps=int(np.searchsorted(self._updated, len(columns["entropy"]))),
             note=fault or ("" if updates else note),
         )
 

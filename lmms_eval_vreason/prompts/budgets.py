@@ -79,7 +79,7 @@ class Budgets(LogitsProcessor):
         return self.max_thinking_tokens + len(self.forced) + self.max_answer_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(batch, vocabulary) scores, in which a sample that is being closed has one possible token."""
+        """(batch, vocabulary) scores, in which a sample that is being closed has one token, with log-probability 0."""
         for row, position in enumerate(self._forcing):
             if position is not None:
                 scores[row] = -torch.inf
@@ -93,13 +93,14 @@ class Budgets(LogitsProcessor):
         for row, recent in enumerate(input_ids[:, start:].tolist()):
             if not self._done[row]:
                 self._advance(row, recent, length - self.prompt_length)
-        return torch.tensor(self._done, device=input_ids.device)
+        return input_ids.new_tensor(self._done, dtype=torch.bool)
 
     def outcome(self, row: int, text: str, tokens: int) -> Outcome:
         """What became of a sample that generated ``text``, in so many tokens; its padding in a batch doesn't count."""
         parts, thought = split(text, self.opened[row]), self.thinking_tokens[row]
         thought = None if thought is None or thought > tokens else thought
-        thinking_cut = self.thinking_cut[row] and tokens >= self.max_thinking_tokens
+        # The closing tag is forced behind the budget: a sample without it has ended by itself.
+        thinking_cut = self.thinking_cut[row] and tokens > self.max_thinking_tokens
         thinking_cut |= parts.cut and thought is None
         answer_cut = self.answer_cut[row] and thought is not None and tokens >= thought + self.max_answer_tokens
         answer_cut |= parts.cut and not thinking_cut
@@ -110,9 +111,10 @@ class Budgets(LogitsProcessor):
     def _advance(self, row: int, recent: list[int], generated: int) -> None:
         thought, position = self.thinking_tokens[row], self._forcing[row]
         if position is not None:
-            finished = position + 1 == len(self.forced)
-            self._forcing[row] = None if finished else position + 1
-            self.thinking_tokens[row] = generated if finished else None
+            if position + 1 < len(self.forced):
+                self._forcing[row] = position + 1
+            else:
+                self._forcing[row], self.thinking_tokens[row] = None, generated
         elif thought is None:
             if self._ends_thinking(row, self._decode(recent[-_TAG_TOKENS:])):
                 self.thinking_tokens[row] = generated
@@ -120,7 +122,7 @@ class Budgets(LogitsProcessor):
                 self._forcing[row], self.thinking_cut[row] = 0, True
         else:
             # With the end of the thinking: one token may hold its last letters and the answer's first.
-            if holds_answer(self._decode(recent[-(generated - thought + _TAG_TOKENS) :])):
+            if holds_answer(self._decode(recent)):
                 self._done[row] = True
             elif generated - thought >= self.max_answer_tokens:
                 self._done[row] = self.answer_cut[row] = True

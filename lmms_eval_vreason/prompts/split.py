@@ -56,7 +56,7 @@ def split(text: str, opened: bool = False) -> Split:
     if unclosed := _OPEN_BLOCK.search(outside):
         return Split(untag(text[: unclosed.start()]), untag(unclosed[1]), tagged=True, cut=True)
     if stretches[-1][0]:
-        return _split_unclosed(text, stretches[-1][1])
+        return _split_unclosed(text)
     for thinks, start, end in reversed(stretches):
         if not thinks and (answer := untag(text[start:end])):
             return Split(untag(text[:start]), answer, tagged=False, cut=False)
@@ -82,7 +82,9 @@ def closes_thinking(text: str) -> bool:
 
 def holds_answer(text: str) -> bool:
     """Whether the answer is finished, if the thinking is: by a ``</answer>`` that doesn't close an empty block."""
-    return "</answer>" in _EMPTY_BLOCK.sub("", _THINKING.sub("", text, count=1)).lower()
+    thinking = _THINKING.match(text)
+    answer = text[thinking.end() :] if thinking else text
+    return any("</answer>" in part.lower() for part in _EMPTY_BLOCK.split(answer))
 
 
 def joined(thinking: str, answer: str, return_thinking: bool) -> str:
@@ -100,7 +102,7 @@ def cut_at(text: str, until: Sequence[str]) -> str:
     """``text`` up to the first of the ``until`` strings."""
     for stop in until:
         if stop:
-            text = text.split(stop, 1)[0]
+            text = text.partition(stop)[0]
     return text
 
 
@@ -118,9 +120,9 @@ def _stretches(text: str, opened: bool) -> list[tuple[bool, int, int]]:
     return [*stretches, (thinks, position, len(text))]
 
 
-def _split_unclosed(text: str, start: int) -> Split:
-    """A text that ends inside the thinking that begins at ``start``: only a block at its very end is the answer."""
-    blocks = list(_BLOCK.finditer(text, start))
+def _split_unclosed(text: str) -> Split:
+    """A text that ends inside its thinking: only a block at its very end is the answer."""
+    blocks = list(_BLOCK.finditer(text))
     if blocks and not text[blocks[-1].end() :].strip() and (answer := untag(blocks[-1][1])):
         return Split(untag(text[: blocks[-1].start()]), answer, tagged=True, cut=False)
     return Split(untag(text), "", tagged=False, cut=True)

@@ -5,9 +5,11 @@ the text itself or its last line, where that is an answer and nothing more. A le
 mentions is never an answer: such a response has none.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from lmms_eval_vreason.prompts.split import Split
@@ -34,12 +36,12 @@ _DASHES = str.maketrans({"−": "-", "–": "-", "﹣": "-", "⁄": "/"})
 
 def parse_choice(response: Split, options: Mapping[str, str]) -> str | None:
     """The chosen key of ``options`` (key → text, one character a key), or None. Two keys at once are no answer."""
-    return _parse(response, lambda text, loose: _choice(text, options, loose))
+    return _parse(_folded(response), lambda text, loose: _choice(text, options, loose))
 
 
 def parse_yes_no(response: Split) -> str | None:
     """``yes``, ``no`` or None."""
-    return _parse(response, lambda text, loose: _yes_no(text))
+    return _parse(_folded(response), lambda text, loose: _yes_no(text))
 
 
 def parse_number(response: Split) -> float | None:
@@ -49,12 +51,12 @@ def parse_number(response: Split) -> float | None:
     In a marked answer or a statement the first number counts, as in VSI-Bench's own rule; elsewhere it must be the
     only one.
     """
-    return _parse(response, _number)
+    return _parse(_folded(response), _number)
 
 
 def parse_open(response: Split) -> str | None:
     """A free answer as a string, its characters left as they are, or None."""
-    return _parse(response, lambda text, loose: text if loose or _is_short(text) else None, fold=False)
+    return _parse(response, lambda text, loose: text if loose or _is_short(text) else None)
 
 
 def format_number(number: float) -> str:
@@ -62,9 +64,13 @@ def format_number(number: float) -> str:
     return f"{number:.10f}".rstrip("0").rstrip(".")
 
 
-def clean(text: str, fold: bool = True) -> str:
-    """Normal form for parsing: markup and boxes gone; with ``fold`` compatibility characters and dashes are plain."""
-    text = unicodedata.normalize("NFKC", text).translate(_DASHES) if fold else text
+def _folded(response: Split) -> Split:
+    """With plain characters for compatibility ones and dashes."""
+    return replace(response, answer=unicodedata.normalize("NFKC", response.answer).translate(_DASHES))
+
+
+def _bare(text: str) -> str:
+    """Without the markup or the box around it."""
     boxed = _BOXED.findall(text)
     return (boxed[-1] if boxed else text).strip(_WRAPPERS)
 
@@ -73,19 +79,19 @@ def _is_short(text: str) -> bool:
     return bool(text) and "\n" not in text and len(text.split()) <= _SHORT_ANSWER_WORDS
 
 
-def _parse(response: Split, read: Callable[[str, bool], T | None], fold: bool = True) -> T | None:
+def _parse(response: Split, read: Callable[[str, bool], T | None]) -> T | None:
     """Tries ``read(text, loose)`` where an answer may stand; ``loose`` tells that the text is marked as the answer."""
-    text = clean(response.answer, fold)
+    text = _bare(response.answer)
     if not text:
         return None
     statements = [found[1] for found in _STATEMENT.finditer(text)]
-    stated = read(clean(statements[-1], fold), True) if statements else None
+    stated = read(_bare(statements[-1]), True) if statements else None
     if response.tagged:
         return read(text, True) if stated is None else stated
     if statements:
         return stated
     answer = read(text, False)
-    return read(clean(text.splitlines()[-1], fold), False) if answer is None else answer
+    return read(_bare(text.splitlines()[-1]), False) if answer is None else answer
 
 
 def _choice(text: str, options: Mapping[str, str], loose: bool) -> str | None:
@@ -136,11 +142,11 @@ def _numbers(text: str) -> list[float]:
             sign, whole, above, below = fraction.groups()
             value = int(whole or 0) + int(above) / int(below)
             values.append(-value if sign else value)
+            position = fraction.end()
         else:
-            fraction = None
             values.append(float(_plain_number(found[0])))
-        position = (fraction or found).end()
-    return [value for value in values if abs(value) != float("inf")]
+            position = found.end()
+    return [value for value in values if math.isfinite(value)]
 
 
 def _plain_number(text: str) -> str:

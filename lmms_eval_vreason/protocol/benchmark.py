@@ -96,13 +96,10 @@ def parse_answer(response: Split, question: Question) -> str | None:
 
 def lettered(options: list[str]) -> dict[str, str]:
     """Letter → text; a letter that already leads an option (``A. circle``) is taken off its text."""
-    letters = [chr(ord("A") + index) for index in range(len(options))]
-    given = all(
-        option.startswith((f"{letter}.", f"{letter})", f"({letter})"))
-        for letter, option in zip(letters, options, strict=True)
-    )
-    texts = [option.lstrip("(")[2:].strip() for option in options] if given else options
-    return dict(zip(letters, texts, strict=True))
+    texts = {chr(ord("A") + index): option for index, option in enumerate(options)}
+    if all(text.startswith((f"{letter}.", f"{letter})", f"({letter})")) for letter, text in texts.items()):
+        return {letter: text.removeprefix("(")[2:].strip() for letter, text in texts.items()}
+    return texts
 
 
 def with_options(question: str, options: Mapping[str, str]) -> str:

@@ -39,7 +39,7 @@ def stock_utils(folder: str) -> ModuleType:
 
 def stock_config(benchmark: str) -> dict[str, Any]:
     """A stock task's configuration, functions left out; a fresh copy, since lmms-eval empties what it is given."""
-    return deepcopy(_load(benchmark))
+    return deepcopy(_read(Path(lmms_eval.tasks.__file__).parent / _FILES[benchmark]))
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,12 +50,8 @@ _Loader.add_constructor("!function", lambda loader, node: None)
 
 
 @cache
-def _load(benchmark: str) -> dict[str, Any]:
-    return _read(Path(lmms_eval.tasks.__file__).parent / _FILES[benchmark])
-
-
 def _read(path: Path) -> dict[str, Any]:
-    config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    config = yaml.load(path.read_bytes(), Loader=_Loader)
     include = config.pop("include", None)
     return config if include is None else {**_read(path.parent / include), **config}
 

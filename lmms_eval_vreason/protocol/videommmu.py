@@ -6,7 +6,7 @@ from lmms_eval_vreason.protocol.stock import stock_config, stock_utils
 
 def _question(doc: Doc, stock_text: str) -> Question:
     # The stock text says where in the video the question's own image is; without that it cannot be answered.
-    options = lettered(doc["options"]) if doc["options"] else {}
+    options = lettered(doc["options"] or [])
     return Question(stock_text.strip(), "choice" if options else "open", doc["id"], options)
 
 

@@ -31,8 +31,9 @@ def question(doc: Doc) -> Question:
 
 
 def parse(response: Split, question: Question) -> str | None:
+    """The bare answer to a numeric question, whose number may be in words."""
     answer = parse_answer(response, question)
-    if answer is None and question.kind == "number":
+    if answer is None:
         words = response.answer
         if not any(map(str.isdigit, words)) and len(words.split()) <= _LONGEST_IN_WORDS:
             number = stock_utils("vsibench").extract_number(words)

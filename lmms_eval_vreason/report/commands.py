@@ -1,6 +1,7 @@
 """Subcommands of this room. pandas, scipy and matplotlib are imported when one is run."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,10 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     report.add_argument("--resamples", type=_positive, default=2000, help="of the bootstrap (default: %(default)s)")
     report.set_defaults(run=_report)
 
-    plot = subparsers.add_parser("plot", help="draw one sample: frames, text coloured by entropy, traces")
+    plot = subparsers.add_parser("plot", help="show one sample: frames, traces, text coloured by entropy")
     plot.add_argument("sample", metavar="RUN[#TASK/DOC]", help="a run with a journal, or a journal, and which sample "
                       "(default: the first steered one)")  # fmt: skip
-    plot.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.png and PREFIX.svg (default: "
+    plot.add_argument("--output", type=Path, metavar="PREFIX", help="write PREFIX.html, .png and .svg (default: "
                       "<task>-<doc>)")  # fmt: skip
     plot.set_defaults(run=_plot)
 
@@ -50,63 +51,57 @@ def _positive(text: str) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from tqdm import tqdm
 
-    from lmms_eval_vreason.report.compare import compare
-    from lmms_eval_vreason.report.figures import png, report_figures, save
-    from lmms_eval_vreason.report.files import write_files
-    from lmms_eval_vreason.report.runs import read_run
-    from lmms_eval_vreason.report.tables import print_terminal, report_page, write_tables
+    from lmms_eval_vreason.report import compare, figures, files, runs, tables
 
-    runs = [read_run(argument) for argument in tqdm(args.runs, desc="reading runs", disable=len(args.runs) < 2)]
-    comparison = compare(runs, resamples=args.resamples, published=args.published)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    print_terminal(comparison, console)
+    read = [runs.read_run(argument) for argument in tqdm(args.runs, desc="reading runs", disable=len(args.runs) < 2)]
+    comparison = compare.compare(read, resamples=args.resamples, published=args.published)
+    print(tables.terminal(comparison, shutil.get_terminal_size((160, 24)).columns))
     if args.output:
-        written = write_tables(comparison, args.output)
-        figures = report_figures(comparison)
-        images = {name: png(figure) for name, figure in figures.items()}
-        for name, figure in figures.items():
-            written += save(figure, args.output.with_name(f"{args.output.name}-{name}"), images[name])
-        written += write_files(args.output, {".html": report_page(comparison, images)})
-        console.print("wrote " + ", ".join(map(str, written)), markup=False, highlight=False)
+        written, images = tables.write_tables(comparison, args.output), {}
+        for name, figure in figures.report_figures(comparison).items():
+            images[name], vector = figures.save(figure, args.output.with_name(f"{args.output.name}-{name}"))
+            written += [images[name], vector]
+        _wrote(written + files.write_files(args.output, {".html": tables.report_page(comparison, images)}))
     return 0
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from lmms_eval_vreason.report.figures import save
-    from lmms_eval_vreason.report.sample_figure import find_sample, find_verdict, sample_figure
+    from lmms_eval_vreason.report import figures, files, sample_page
 
     notices: list[str] = []
-    record = find_sample(args.sample, notices)
-    figure = sample_figure(record, find_verdict(args.sample, record, notices))
-    _wrote(save(figure, args.output or Path(f"{record['task']}-{record['doc_id']}")))
+    record = sample_page.find_sample(args.sample, notices)
+    title = sample_page.sample_title(record, sample_page.find_verdict(args.sample, record, notices))
+    prefix = args.output or Path(f"{record['task']}-{record['doc_id']}")
+    image, vector = figures.save(sample_page.sample_figure(record, title), prefix)
+    page = files.write_files(prefix, {".html": sample_page.sample_page(record, title, image)})
+    _wrote([image, vector, *page])
     _say(notices)
     return 0
 
 
 def _flips(args: argparse.Namespace) -> int:
-    from lmms_eval_vreason.report.files import write_files
-    from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
+    from lmms_eval_vreason.report import files, flips
     from lmms_eval_vreason.report.runs import read_run
 
     runs = [read_run(args.first), read_run(args.second)]
     labels = (runs[0].label, runs[1].label)
-    flips = find_flips((args.first, runs[0]), (args.second, runs[1]))
-    print(summary(flips, labels) + "\n")
-    print(as_text(flips[: args.limit]))
+    found = flips.find_flips(*runs)
+    print(flips.summary(found, labels) + "\n")
+    print(flips.as_text(found[: args.limit]))
     if args.output:
-        _wrote(write_files(args.output, {".html": as_page(flips, labels), ".txt": as_text(flips)}))
+        contents = {".html": flips.as_page(found, labels), ".txt": flips.as_text(found)}
+        _wrote(files.write_files(args.output, contents))
     _say([f"{run.label}: {notice}" for run in runs for notice in run.notices])
     return 0
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from lmms_eval_vreason.report.submit import submission, write_submission
+    from lmms_eval_vreason.report import submit
 
-    contents, notices = submission(args.benchmark, args.first, chain=args.chain)
-    _wrote(write_submission(contents, args.output))
+    contents, notices = submit.submission(args.benchmark, args.first, chain=args.chain)
+    _wrote(submit.write_submission(contents, args.output))
     _say(notices)
     return 0
 

@@ -11,15 +11,15 @@ import pandas as pd
 from lmms_eval_vreason.journal.summary import SteeringFacts, steering_warning
 from lmms_eval_vreason.report import statistics
 from lmms_eval_vreason.report.catalogue import PUBLISHED, VSI_MRA, sort_key
+from lmms_eval_vreason.report.journals import JournalTables, entropy_figures
 from lmms_eval_vreason.report.runs import KEY, RunResults
 
 MEAN, MEAN_WITH_MRA = "Mean", "Mean with MRA"
 FEW_CHANGED = 10
-_COSTS = ("output_tokens", "thinking_tokens", "seconds")
-_SHARES = ("answered", "cut")
-_INTERVAL = ("difference", "low", "high")
+_COSTS = ["output_tokens", "thinking_tokens", "seconds"]
+_SHARES = ["answered", "cut"]
 _TEST = ("p", "p_clustered", "p_mcnemar", "test", "clusters", "changed", "gained", "lost")
-_COMPARED = [*_INTERVAL, *_TEST, "compared", "left_out", "p_holm"]  # nothing of the first run
+_COMPARED = ["difference", "low", "high", *_TEST, "compared", "left_out", "p_holm"]  # nothing of the first run
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,22 @@ class RunGroup:
         """The samples of one benchmark; empty where the group has none."""
         return self.samples[self.samples.index.get_level_values("row") == benchmark]
 
-    def seed_std(self, documents: Sequence[pd.Index]) -> float:
-        """Standard deviation between the runs' scores, a mean over benchmarks; nan for one run.
+    @cached_property
+    def journals(self) -> list[JournalTables]:
+        """Those of its runs."""
+        return [run.journal for run in self.runs if run.journal is not None]
 
-        Args:
-            documents: of each benchmark.
-        """
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """The journals' traces, indexed by journal, sample and token; empty without a trace."""
+        frames = {place: journal.tokens for place, journal in enumerate(self.journals)}
+        return pd.concat(frames, names=["journal"]) if frames else pd.DataFrame()
+
+    def seed_std(self, benchmarks: Sequence[str]) -> float:
+        """Standard deviation between the runs' scores, each a mean over benchmarks; nan for one run."""
         if len(self.runs) == 1:
             return float("nan")
+        documents = [self.rows(benchmark).index for benchmark in benchmarks]
         scores = [run.samples.set_index(KEY)["score"] for run in self.runs]
         return float(np.std([np.mean([own.reindex(index).mean() for index in documents]) for own in scores], ddof=1))
 
@@ -59,6 +67,7 @@ class Comparison:
     Attributes:
         table: one row a benchmark and label, and one a mean and label; columns as ``compare`` documents.
         groups: in the order given; the first is what the others are compared with.
+        entropy: label → its :func:`entropy_figures`, of those that have a journal with traces.
         steering: (label, facts) of each run that has a journal.
         warnings: what may make the comparison unfair, or figures unreliable.
         notices: what was found in the files.
@@ -66,18 +75,10 @@ class Comparison:
 
     table: pd.DataFrame
     groups: tuple[RunGroup, ...]
+    entropy: dict[str, dict[str, float]]
     steering: list[tuple[str, SteeringFacts]]
     warnings: list[str]
     notices: list[str]
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One benchmark of one group: its table row, its documents, and its test (None: it is not compared)."""
-
-    record: dict[str, Any]
-    documents: pd.Index
-    test: statistics.PairedTest | None = None
 
 
 def compare(
@@ -101,10 +102,11 @@ def compare(
     table = table.reindex(columns=table.columns.union(_COMPARED, sort=False))
     if published:
         table = pd.concat([table, _published(table)], ignore_index=True)
-    steering = [(run.label, run.facts) for group in groups for run in group.runs if run.facts]
+    steering = [(group.name, journal.facts) for group in groups for journal in group.journals if journal.facts]
     warnings += [f"{name}: {warning}" for name, facts in steering if (warning := steering_warning(facts))]
     notices = [f"{run.label}: {notice}" for run in runs for notice in run.notices]
-    return Comparison(table, groups, steering, warnings, list(dict.fromkeys(notices)))
+    entropy = {group.name: entropy_figures(group.tokens) for group in groups if len(group.tokens)}
+    return Comparison(table, groups, entropy, steering, warnings, list(dict.fromkeys(notices)))
 
 
 def _groups(runs: Sequence[RunResults], warnings: list[str]) -> Iterator[RunGroup]:
@@ -118,38 +120,38 @@ def _groups(runs: Sequence[RunResults], warnings: list[str]) -> Iterator[RunGrou
             warnings.append(f"{name}: {left_out} samples are not in all {len(own)} runs and were left out")
         frames = [frame.loc[common] for frame in frames]
         joined = frames[0].copy()
-        for column in ("score", "input_tokens", *_COSTS, *_SHARES, "updates"):
-            joined[column] = np.mean([frame[column].to_numpy(dtype=float) for frame in frames], axis=0)
+        means = ["score", *_COSTS, *_SHARES]
+        joined[means] = sum(frame[means].astype(float) for frame in frames) / len(frames)
         joined["peak_memory"] = np.max([frame["peak_memory"] for frame in frames], axis=0)
         yield RunGroup(name, own, joined)
 
 
 @dataclass
 class _Comparer:
-    """Makes the table's records; adds to ``warnings`` on the way."""
+    """Makes the table's records, and the test behind each, by benchmark and label; adds to ``warnings`` on the way."""
 
     groups: tuple[RunGroup, ...]
     resamples: int
     warnings: list[str]
-    cells: dict[tuple[str, str], _Cell] = field(default_factory=dict)
+    cells: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    tests: dict[tuple[str, str], statistics.PairedTest] = field(default_factory=dict)
 
     def records(self) -> list[dict[str, Any]]:
         benchmarks = sorted({row for group in self.groups for row in group.samples.index.unique("row")}, key=sort_key)
         for seed, benchmark in enumerate(benchmarks):
-            unit = self._unit(benchmark)
-            for group in self.groups:
-                if len(group.rows(benchmark)):
-                    self.cells[benchmark, group.name] = self._cell(benchmark, group, unit, seed)
+            # Scores between 0 and 1 in every run are shares, shown in percent; others stay as they are.
+            shares = all(group.rows(benchmark)["score"].between(0, 1).all() for group in self.groups)
+            for group in (group for group in self.groups if len(group.rows(benchmark))):
+                self.cells[benchmark, group.name] = self._describe(benchmark, group, "%" if shares else "")
+                if group is not self.groups[0]:
+                    self._compare(benchmark, group, 100.0 if shares else 1.0, seed)
         for group in self.groups:
             self._correct(group)
-            self._warn_missing(group, benchmarks)
+            if missing := [b for b in benchmarks if (b, group.name) not in self.cells]:
+                self.warnings.append(f"{group.name} has no {', '.join(missing)}: left out of the mean of all runs")
         for group in self.groups[1:]:
             self._warn_prompts(group)
-        return [cell.record for cell in self.cells.values()] + list(self._means(benchmarks))
-
-    def _unit(self, benchmark: str) -> str:
-        """Scores between 0 and 1 in every run are shares, shown in percent; others stay as they are."""
-        return "%" if all(group.rows(benchmark)["score"].between(0, 1).all() for group in self.groups) else ""
+        return [*self.cells.values(), *self._means(benchmarks)]
 
     @cached_property
     def _videos(self) -> "pd.Series[str]":
@@ -159,36 +161,38 @@ class _Comparer:
     def _clusters(self, documents: pd.Index) -> statistics.Array:
         return statistics.cluster_codes(self._videos.reindex(documents))
 
-    def _cell(self, benchmark: str, group: RunGroup, unit: str, seed: int) -> _Cell:
-        samples, baseline = group.rows(benchmark), self.groups[0]
-        scores, scale = samples["score"].to_numpy(), 100.0 if unit == "%" else 1.0
-        record = {
+    def _describe(self, benchmark: str, group: RunGroup, unit: str) -> dict[str, Any]:
+        samples, scale = group.rows(benchmark), 100 if unit else 1
+        scores = samples["score"].to_numpy()
+        return {
             **_named(benchmark, group, unit),
             "samples": len(samples),
             "score": scale * scores.mean(),
             "se": scale * statistics.standard_error(scores, self._clusters(samples.index)),
-            "seed_std": scale * group.seed_std([samples.index]),
-            **{name: samples[name].mean() for name in _COSTS},
-            **{name: 100 * samples[name].astype(float).mean() for name in _SHARES},
+            "seed_std": scale * group.seed_std([benchmark]),
+            **samples[_COSTS].mean(),
+            **(100 * samples[_SHARES].mean()),
             "peak_memory_gb": samples["peak_memory"].max() / 1e9,
         }
-        others = baseline.rows(benchmark)
+
+    def _compare(self, benchmark: str, group: RunGroup, scale: float, seed: int) -> None:
+        """Adds the difference to the first run, on the samples that both have."""
+        baseline = self.groups[0]
+        samples, others = group.rows(benchmark), baseline.rows(benchmark)
         common = samples.index.intersection(others.index)
-        if group is not baseline and len(others) and common.empty:
-            self.warnings.append(f"{benchmark}: {group.name} and {baseline.name} have no sample in common")
-        if group is baseline or common.empty:
-            return _Cell(record, samples.index)
-        clusters, first, second = (
-            self._clusters(common),
-            *(f.loc[common, "score"].to_numpy() for f in (others, samples)),
-        )
+        if common.empty:
+            if len(others):
+                self.warnings.append(f"{benchmark}: {group.name} and {baseline.name} have no sample in common")
+            return
+        first, second = (rows.loc[common, "score"].to_numpy() for rows in (others, samples))
+        clusters, single = self._clusters(common), len(group.runs) == len(baseline.runs) == 1
         interval = statistics.clustered_interval(scale * (second - first), clusters, self.resamples, seed)
-        single = len(group.runs) == len(baseline.runs) == 1
         test = statistics.paired_test(first, second, clusters, interval, single_runs=single)
         left_out = len(samples) + len(others) - 2 * len(common)
         self._warn_difference(f"{benchmark}: {group.name} against {baseline.name}", test, left_out)
-        record |= _interval(interval) | {name: getattr(test, name) for name in _TEST}
-        return _Cell(record | {"compared": len(common), "left_out": left_out}, samples.index, test)
+        self.tests[benchmark, group.name] = test
+        compared = {**_bounds(interval), **{name: getattr(test, name) for name in _TEST}}
+        self.cells[benchmark, group.name] |= compared | {"compared": len(common), "left_out": left_out}
 
     def _warn_difference(self, who: str, test: statistics.PairedTest, left_out: int) -> None:
         if left_out:
@@ -203,23 +207,39 @@ class _Comparer:
 
     def _correct(self, group: RunGroup) -> None:
         """Holm's correction over the benchmarks of a group's comparison."""
-        own = [cell for (_, name), cell in self.cells.items() if name == group.name and cell.test]
-        for cell, corrected in zip(own, statistics.holm([cell.record["p"] for cell in own]), strict=True):
-            cell.record["p_holm"] = corrected
+        own = {key: test.p for key, test in self.tests.items() if key[1] == group.name}
+        for key, corrected in zip(own, statistics.holm(list(own.values())), strict=True):
+            self.cells[key]["p_holm"] = corrected
 
     def _means(self, benchmarks: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Macro means over the benchmarks that every group has; MRA counts in a mean of its own, as in the paper."""
-        names = [group.name for group in self.groups]
-        shared = [b for b in benchmarks if all((b, name) in self.cells for name in names)]
-        percent = [b for b in shared if self.cells[b, names[0]].record["unit"] == "%"]
+        shared = [b for b in benchmarks if all((b, group.name) in self.cells for group in self.groups)]
+        percent = [b for b in shared if self.cells[b, self.groups[0].name]["unit"] == "%"]
         accuracy = [b for b in percent if b != VSI_MRA]
         for name, over in ((MEAN, accuracy), (MEAN_WITH_MRA, percent if VSI_MRA in percent else [])):
             if len(over) > 1:
-                yield from (_mean(name, group, [self.cells[b, group.name] for b in over]) for group in self.groups)
+                yield from (self._mean(name, group, over) for group in self.groups)
 
-    def _warn_missing(self, group: RunGroup, benchmarks: Sequence[str]) -> None:
-        if missing := [b for b in benchmarks if (b, group.name) not in self.cells]:
-            self.warnings.append(f"{group.name} has no {', '.join(missing)}: left out of the mean of all runs")
+    def _mean(self, name: str, group: RunGroup, benchmarks: Sequence[str]) -> dict[str, Any]:
+        own = pd.DataFrame([self.cells[benchmark, group.name] for benchmark in benchmarks])
+        record = {
+            **_named(name, group, "%"),
+            "samples": own["samples"].sum(),
+            **own[["score", *_COSTS, *_SHARES]].mean(skipna=False),
+            # Benchmarks are independent of each other.
+            "se": np.sqrt(own["se"].pow(2).sum(skipna=False)) / len(own),
+            "seed_std": 100 * group.seed_std(benchmarks),
+            "peak_memory_gb": own["peak_memory_gb"].max(skipna=False),
+        }
+        tests = [self.tests[b, group.name] for b in benchmarks if (b, group.name) in self.tests]
+        if len(tests) < len(own):
+            return record
+        counts = own[["clusters", "compared", "left_out", "changed"]].sum().to_dict()
+        difference = float(np.mean([test.interval.difference for test in tests]))
+        means = np.mean([test.interval.means for test in tests], axis=0)
+        interval = statistics.interval_from(difference, means, int(counts["clusters"]))
+        p = statistics.permutation_p(np.concatenate([test.parts for test in tests]), len(means))
+        return record | counts | _bounds(interval) | {"p": p, "p_clustered": p, "test": statistics.PERMUTATION}
 
     def _warn_prompts(self, group: RunGroup) -> None:
         first = self.groups[0]
@@ -237,28 +257,8 @@ def _named(benchmark: str, group: RunGroup, unit: str) -> dict[str, Any]:
     return {"benchmark": benchmark, "label": group.name, "published": False, "runs": len(group.runs), "unit": unit}
 
 
-def _interval(interval: statistics.Interval) -> dict[str, float]:
-    return {name: getattr(interval, name) for name in _INTERVAL}
-
-
-def _mean(name: str, group: RunGroup, cells: Sequence[_Cell]) -> dict[str, Any]:
-    records = [cell.record for cell in cells]
-    record = _named(name, group, "%") | {"samples": sum(own["samples"] for own in records)}
-    for column in ("score", *_COSTS, *_SHARES):
-        record[column] = float(np.mean([own[column] for own in records]))
-    # Benchmarks are independent of each other.
-    record["se"] = float(np.sqrt(np.square([own["se"] for own in records]).sum()) / len(records))
-    record["seed_std"] = 100 * group.seed_std([cell.documents for cell in cells])
-    record["peak_memory_gb"] = max(own["peak_memory_gb"] for own in records)
-    tests = [cell.test for cell in cells if cell.test]
-    if len(tests) < len(cells):
-        return record
-    counts = {name: sum(own[name] for own in records) for name in ("clusters", "compared", "left_out", "changed")}
-    difference = float(np.mean([test.interval.difference for test in tests]))
-    means = np.mean([test.interval.means for test in tests], axis=0)
-    interval = statistics.interval_from(difference, means, counts["clusters"])
-    p = statistics.permutation_p(np.concatenate([test.parts for test in tests]), len(means))
-    return record | counts | _interval(interval) | {"p": p, "p_clustered": p, "test": statistics.PERMUTATION}
+def _bounds(interval: statistics.Interval) -> dict[str, float]:
+    return {"difference": interval.difference, "low": interval.low, "high": interval.high}
 
 
 def _published(table: pd.DataFrame) -> pd.DataFrame:

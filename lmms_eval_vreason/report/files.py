@@ -5,7 +5,7 @@ A killed or crashed run may have left them half-written.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,11 +16,11 @@ _SAMPLES = re.compile(r"(?P<date>.+)_samples_(?P<task>[^/\\]+)\.jsonl")
 
 @dataclass(frozen=True)
 class SamplesFile:
-    """One ``*_samples_<task>.jsonl`` and the results file of the same run (None if it is missing)."""
+    """One ``*_samples_<task>.jsonl``, and where the results file of the same run lies, if it was written."""
 
     path: Path
     task: str
-    results: Path | None
+    results: Path
 
 
 def parse_run(argument: str) -> tuple[str, Path, str]:
@@ -44,19 +44,17 @@ def find_samples(path: Path, notices: list[str], pattern: str = "*") -> list[Sam
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    candidates: Iterable[Path]
     if path.is_dir():
-        candidates = path.rglob("*_samples_*.jsonl")
+        candidates = list(path.rglob("*_samples_*.jsonl"))
     elif path.name.endswith("_results.json"):
-        candidates = path.parent.glob(f"{path.name.removesuffix('_results.json')}_samples_*.jsonl")
+        candidates = list(path.parent.glob(f"{path.name.removesuffix('_results.json')}_samples_*.jsonl"))
     else:
         candidates = [path]
+    matches = ((file, _SAMPLES.fullmatch(str(file))) for file in candidates)
     files = [
-        SamplesFile(
-            file, match["task"], results if (results := Path(f"{match['date']}_results.json")).exists() else None
-        )
-        for file in candidates
-        if (match := _SAMPLES.fullmatch(str(file))) and fnmatchcase(match["task"], pattern)
+        SamplesFile(file, match["task"], Path(f"{match['date']}_results.json"))
+        for file, match in matches
+        if match and fnmatchcase(match["task"], pattern)
     ]
     if not files and pattern != "*":
         raise ValueError(f"{path} holds no samples of a task that fits {pattern!r}")
@@ -73,7 +71,7 @@ def find_samples(path: Path, notices: list[str], pattern: str = "*") -> list[Sam
 
 def _refuse_mixture(path: Path, files: Sequence[SamplesFile]) -> None:
     newest: dict[tuple[str, str], Path] = {}
-    for results in sorted({file.results for file in files if file.results}):
+    for results in sorted({file.results for file in files if file.results.exists()}):
         config = read_json(results).get("config", {})
         newest[str(config.get("model")), str(config.get("model_args"))] = results
     if len(newest) > 1:

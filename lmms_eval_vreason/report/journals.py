@@ -1,69 +1,37 @@
-"""Journals as Arrow tables, since thirty thousand traces are gigabytes of JSON."""
+"""Journals as data frames: one row a sample, and one row a generated token of the samples whose traces are read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from lmms_eval_vreason.journal.files import FOLDER, check_version, samples_files, with_trace
 from lmms_eval_vreason.journal.summary import SteeringFacts, steering_facts
 from lmms_eval_vreason.report.files import read_json_lines
-from lmms_eval_vreason.report.statistics import Array
 
 TRACES = 2000
-_CHANGE = pa.struct({"updates": pa.int64(), "entropy_change": pa.float64()})
-_TRACE = {
-    **dict.fromkeys(("entropy", "ema", "alpha", "entropy_change", "shift"), pa.list_(pa.float32())),
-    **dict.fromkeys(("updates", "peak_index", "video_tokens"), pa.int64()),
-    **dict.fromkeys(("lowering", "raising"), _CHANGE),
-    "last_shift": pa.float64(),
-    "note": pa.string(),
-}
-_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("task", "prompt"), pa.string()),
-        "doc_id": pa.int64(),
-        "media": pa.list_(pa.string()),
-        **dict.fromkeys(("thinking_cut", "answer_cut"), pa.bool_()),
-        "tokens": pa.struct(dict.fromkeys(("input", "output", "thinking"), pa.int64())),
-        "seconds": pa.struct(dict.fromkeys(("generate", "ordinary", "due"), pa.float64())),
-        "peak_memory_bytes": pa.int64(),
-        "trace": pa.struct(_TRACE),
-        "error": pa.struct(dict.fromkeys(("type", "message"), pa.string())),
-    }
-)
-# Field of a journal line → column of :func:`sample_frame`.
-_COLUMNS = {
-    "task": "task",
-    "doc_id": "doc_id",
-    "prompt": "prompt",
-    "tokens.input": "input_tokens",
-    "tokens.output": "output_tokens",
-    "tokens.thinking": "thinking_tokens",
-    "seconds.generate": "seconds",
-    "peak_memory_bytes": "peak_memory",
-    "trace.updates": "updates",
-}
+_TRACE = ("entropy", "ema", "peak", "alpha", "entropy_change", "shift", "changed")
+_SAMPLE = ["task", "doc_id", "prompt", "video", "cut", "output_tokens", "thinking_tokens", "seconds", "peak_memory"]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A quantity against the token index, averaged over samples.
+class JournalTables:
+    """What the journal of one run holds.
 
     Attributes:
-        mean, error: (tokens,) mean and standard error of the mean.
-        samples: (tokens,) samples that reach the token.
+        samples: one row a sample. Columns: task, doc_id, prompt, video, cut, output_tokens, thinking_tokens, seconds
+            (generation), peak_memory (bytes).
+        tokens: indexed by sample (the row in ``samples``) and token (from 1). Columns are the trace's (nan where it has
+            none) and ``chosen_from``: the entropy of the distribution that the token was chosen from, nats.
+        facts: whether the run was steered; None where the journal holds none of the wanted samples.
     """
 
-    mean: Array
-    error: Array
-    samples: Array
+    samples: pd.DataFrame
+    tokens: pd.DataFrame
+    facts: SteeringFacts | None
 
 
 def find_journals(run: Path, given: str | None = None) -> list[Path]:
@@ -91,84 +59,109 @@ def run_header(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def read_journal(paths: Sequence[Path], notices: list[str], traces: int = TRACES) -> pa.Table:
-    """The samples of journal files as one Arrow table; the last line of a key counts.
+def read_journal(
+    paths: Sequence[Path],
+    method: Mapping[str, Any],
+    notices: list[str],
+    tasks: Collection[str] | None = None,
+    traces: int = TRACES,
+) -> JournalTables:
+    """The samples of a run's journal files; the last line of a key counts.
 
     Args:
         paths: the files of one run, one a process.
+        method: the run's hyperparameters, from the journal's first line.
         notices: receives one sentence a finding.
-        traces: about how many samples get their traces' arrays, evenly spaced. Figures need no more, and reading
-            every number takes most of the time.
+        tasks: whose samples are wanted (None: all).
+        traces: about how many samples' traces to read, evenly spaced. Figures need no more, and reading them all takes
+            most of the time.
     """
-    lines = ((path, line) for path in paths for line in read_json_lines(path, notices))
-    samples = [(path, line) for path, line in lines if line.get("kind") == "sample"]
-    newest = {line["key"]: place for place, (_, line) in enumerate(samples)}
-    stride = max(1, len(newest) // max(traces, 1))
-    kept = (samples[place] for place in sorted(newest.values()))
-    rows = (line if place % stride else with_trace(path, line) for place, (path, line) in enumerate(kept))
-    # A few at a time: Python's objects of all traces at once would fill the memory.
-    batches = [pa.RecordBatch.from_pylist(some, schema=_SCHEMA) for some in iter(lambda: list(islice(rows, 50)), [])]
-    return pa.Table.from_batches(batches, schema=_SCHEMA).combine_chunks()
+    newest: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in paths:
+        for line in read_json_lines(path, notices):
+            if line.get("kind") == "sample" and (tasks is None or line["task"] in tasks):
+                newest.pop(line["key"], None)  # the last line also gives the place
+                newest[line["key"]] = (path, line)
+    found = list(newest.values())
+    samples = pd.DataFrame([_sample(line) for _, line in found], columns=_SAMPLE)
+    stride = max(1, len(found) // max(traces, 1))
+    traced = {row: with_trace(*found[row])["trace"] or {} for row in range(0, len(found), stride)}
+    tokens = trace_frame({row: trace for row, trace in traced.items() if trace.get("entropy")})
+    facts = steering_facts((line for _, line in found), policy=method["policy"])
+    return JournalTables(samples, tokens, facts if found else None)
 
 
-def with_arrays(table: pa.Table) -> pa.Table:
-    """The samples whose traces' arrays were kept."""
-    return table.filter(pc.struct_field(table["trace"], "entropy").is_valid())
+def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
+    tokens, media = line.get("tokens") or {}, line.get("media") or [None]
+    return {
+        "task": line["task"],
+        "doc_id": line["doc_id"],
+        "prompt": line["prompt"].strip(),
+        "video": media[0],
+        "cut": bool(line.get("thinking_cut") or line.get("answer_cut")),
+        "output_tokens": tokens.get("output"),
+        "thinking_tokens": tokens.get("thinking"),
+        "seconds": (line.get("seconds") or {}).get("generate"),
+        "peak_memory": line.get("peak_memory_bytes"),
+    }
 
 
-def sample_frame(table: pa.Table) -> pd.DataFrame:
-    """One row a sample, without the traces' arrays.
+def trace_frame(traces: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    """The ``tokens`` of :class:`JournalTables`, of each sample's trace; empty without a trace."""
+    if not traces:
+        return pd.DataFrame()
+    lengths = {sample: len(trace["entropy"]) for sample, trace in traces.items()}
+    places = [(sample, token) for sample, length in lengths.items() for token in range(1, length + 1)]
+    index = pd.MultiIndex.from_tuples(places, names=["sample", "token"])
+    columns = {
+        name: [np.array(trace.get(name, [None] * lengths[sample]), dtype=float) for sample, trace in traces.items()]
+        for name in _TRACE
+    }
+    frame = pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()}, index=index)
+    # An update acts on the token that is then chosen.
+    return frame.assign(chosen_from=frame["entropy"] + frame["entropy_change"].fillna(0.0))
 
-    Columns: task, doc_id, prompt, video, cut, input_tokens, output_tokens, thinking_tokens, seconds (generation),
-    peak_memory (bytes), failed, updates.
-    """
-    frame: pd.DataFrame = table.flatten().select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values())).to_pandas()
-    numbers = [name for name in frame.columns if name not in ("task", "doc_id", "prompt")]
-    frame[numbers] = frame[numbers].astype(float)
-    frame["video"] = [media[0] if media else None for media in table["media"].to_pylist()]
-    cut = pc.or_(*(pc.fill_null(table[name], False) for name in ("thinking_cut", "answer_cut")))
-    return frame.assign(cut=cut.to_pandas(), failed=table["error"].is_valid().to_pandas())
 
-
-def journal_facts(table: pa.Table, method: Mapping[str, Any]) -> SteeringFacts:
-    """:func:`steering_facts` of a journal's table.
+def entropy_figures(tokens: pd.DataFrame) -> dict[str, float]:
+    """What updates did to the entropy, over all tokens of a run's traces; nan where no update was refreshed.
 
     Args:
-        table: from :func:`read_journal`.
-        method: the run's hyperparameters, from the journal's first line.
-    """
-    records = table.select(["tokens", "seconds", "trace", "error"]).to_pylist()
-    return steering_facts(records, policy=method["policy"], update_every=method["update_every"])
-
-
-def trace_arrays(table: pa.Table, name: str) -> tuple[Array, Array, Array]:
-    """A trace column, flat.
+        tokens: of one :class:`JournalTables`, or of several, concatenated under a further index level.
 
     Returns:
-        values (n,), the token index of each (n,), and the sample's row in ``table`` of each (n,); nulls are nan.
+        ``chosen_from``: the mean entropy that tokens were chosen from, nats. ``entropy_change_percent``: mean |ΔH| in
+        percent of the mean entropy of the same tokens before the update. ``changed_percent``: share of updates that
+        changed the likeliest token. ``peak_token`` and ``peak``: medians over samples of where the moving average is
+        highest, and of how high, nats.
     """
-    lists = pc.struct_field(table["trace"].combine_chunks(), name)
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return values, np.arange(len(values)) - starts, rows
+    updated, highest = tokens[tokens["entropy_change"].notna()], peaks(tokens)
+    return {
+        "chosen_from": tokens["chosen_from"].mean(),
+        "entropy_change_percent": 100 * updated["entropy_change"].abs().mean() / updated["entropy"].mean(),
+        "changed_percent": 100 * tokens["changed"].mean(),
+        "peak_token": highest["token"].median(),
+        "peak": highest["ema"].median(),
+    }
 
 
-def curve(table: pa.Table, name: str, least: int | None = None) -> Curve:
-    """Mean of a trace column at each token index, over the samples that reach it.
+def peaks(tokens: pd.DataFrame) -> pd.DataFrame:
+    """One row a traced sample: ``token`` (from 1) at which the moving average peaks, and ``ema`` there, nats."""
+    known = tokens["ema"].dropna()
+    return known.loc[known.groupby(level=list(range(known.index.nlevels - 1))).idxmax()].reset_index()[["token", "ema"]]
+
+
+def curve(tokens: pd.DataFrame, name: str, least: int | None = None) -> pd.DataFrame:
+    """Mean of a trace column at each token, over the samples that reach it.
 
     Args:
-        table: from :func:`read_journal`.
-        name: the trace's column, as ``entropy``.
+        tokens: of :class:`JournalTables`.
+        name: the column, as ``chosen_from``.
         least: stop at the token that fewer samples than this reach, since a mean of a few late samples misleads;
             by default 5% of the samples, and two.
+
+    Returns:
+        ``mean``, its standard error ``sem`` and ``count`` of samples, indexed by token.
     """
-    least = max(2, len(table) // 20) if least is None else least
-    values, tokens, _ = trace_arrays(table, name)
-    grouped = pd.Series(values).groupby(tokens)
-    count = grouped.count().to_numpy()
-    reached = count >= least
-    end = len(count) if reached.all() else int(np.argmin(reached))
-    error = grouped.sem().fillna(0.0)
-    return Curve(grouped.mean().to_numpy()[:end], error.to_numpy()[:end], count[:end])
+    found = tokens[name].groupby(level="token").agg(["mean", "sem", "count"]).fillna({"sem": 0.0})
+    least = max(2, found["count"].max() // 20) if least is None else least
+    return found[found["count"].ge(least).cummin()]

@@ -3,7 +3,9 @@
 In pages every text that a model, a task or a user wrote is escaped.
 """
 
+import base64
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -24,3 +26,8 @@ def _environment() -> jinja2.Environment:
 def render(template: str, **values: Any) -> str:
     """A file of ``templates/``, without its ``.j2``, filled in."""
     return _environment().get_template(f"{template}.j2").render(**values)
+
+
+def as_data_url(image: Path) -> str:
+    """A PNG file as the address of an image that stands in the page itself."""
+    return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()

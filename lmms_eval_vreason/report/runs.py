@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-from pandas.util import hash_array
 
-from lmms_eval_vreason.journal.summary import SteeringFacts
-from lmms_eval_vreason.report import journals
 from lmms_eval_vreason.report.catalogue import benchmark_of, part_of
 from lmms_eval_vreason.report.files import SamplesFile, find_samples, parse_run, read_json, read_json_lines
-from lmms_eval_vreason.report.scores import answer_of, score_of, scored_with_tags, unfinished, video_of
+from lmms_eval_vreason.report.journals import JournalTables, find_journals, read_journal, run_header
+from lmms_eval_vreason.report.scores import answer_of, response_of, score_of, scored_with_tags, unfinished, video_of
 
 KEY = ["row", "part", "doc_id"]
 # Column of the samples → its name in lmms-eval's ``token_counts``.
-_TOKENS = {"input_tokens": "input_tokens", "output_tokens": "output_tokens", "thinking_tokens": "reasoning_tokens"}
-_COLUMNS = [*KEY, "task", "score", "metric", "video", "prompt", *_TOKENS, "answered", "cut", "tagged"]
+_TOKENS = {"output_tokens": "output_tokens", "thinking_tokens": "reasoning_tokens"}
+_TEXTS = ["prompt", "target", "answer", "response"]
+_COLUMNS = [*KEY, "task", "score", "metric", "video", *_TEXTS, *_TOKENS, "answered", "cut", "tagged"]
+_MEASURED = ("seconds", "peak_memory")  # by journals alone
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,10 @@ class RunResults:
         label: what the report calls it; several runs (seeds) may share one.
         path: as the user gave it.
         samples: one row a sample. Columns: row (the table's row), part and doc_id (which document), task, score,
-            metric, video, prompt (hash of the text as sent), input_tokens, output_tokens, thinking_tokens, answered,
-            cut, seconds, peak_memory, failed, updates.
+            metric, video, prompt (the text as sent), target (the gold answer), answer, response (thinking included),
+            output_tokens, thinking_tokens, answered, cut, seconds, peak_memory.
         settings: what the results file says of the run: model, model_args, gen_kwargs, limit, seeds, date.
-        journal: the journal's samples as an Arrow table, or None.
-        facts: whether the run was steered; None without a journal.
+        journal: what its journal holds of these tasks, or None.
         notices: what the reader should know about the files.
         warnings: what makes the run's scores unfit for a comparison.
     """
@@ -44,8 +41,7 @@ class RunResults:
     path: Path
     samples: pd.DataFrame
     settings: dict[str, Any]
-    journal: pa.Table | None = None
-    facts: SteeringFacts | None = None
+    journal: JournalTables | None = None
     notices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -62,27 +58,32 @@ def read_run(argument: str) -> RunResults:
     label, path, pattern = parse_run(argument)
     notices: list[str] = []
     warnings: list[str] = []
+    samples, results = read_samples(path, pattern, notices, warnings)
+    journal = _matching_journal(path, results, set(samples["task"]), notices)
+    samples = _with_journal(samples, journal)
+    return RunResults(label, path, samples, _settings(results), journal, notices, warnings)
+
+
+def read_samples(
+    path: Path, pattern: str, notices: list[str], warnings: list[str]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The samples of lmms-eval's own files, without a journal's columns, and what the newest results file holds.
+
+    Its ``configs`` has the tasks of older results files as well.
+
+    Raises:
+        ValueError: as :func:`read_run`.
+    """
     files = find_samples(path, notices, pattern)
-    results = {file.results: read_json(file.results) for file in files if file.results}
-    frames = []
-    for file in files:
-        content = results[file.results] if file.results else {}
-        frame = _read_samples(file, content, notices, warnings)
-        _note_other_aggregate(frame, file.task, content, notices)
-        frames.append(frame)
+    results = {file.results: read_json(file.results) for file in files if file.results.exists()}
+    frames = [_read_file(file, results.get(file.results, {}), notices, warnings) for file in files]
     samples = pd.concat(frames, ignore_index=True)
     if samples.empty:
         raise ValueError(f"{path} holds no sample with a numeric score")
     _refuse_twins(path, samples)
     newest = results[max(results)] if results else {}
-    journal, method = _matching_journal(path, newest, notices)
-    facts = None
-    if journal is not None:
-        journal = journal.filter(pc.is_in(journal["task"], pa.array(samples["task"].unique())))
-        facts = journals.journal_facts(journal, method) if len(journal) else None
-    return RunResults(
-        label, path, _with_journal(samples, journal), _settings(newest), journal, facts, notices, warnings
-    )
+    configs = {task: config for content in results.values() for task, config in content.get("configs", {}).items()}
+    return samples, newest | {"configs": configs}
 
 
 def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
@@ -95,19 +96,10 @@ def _refuse_twins(path: Path, samples: pd.DataFrame) -> None:
         )
 
 
-def metric_names(results: Mapping[str, Any], task: str) -> list[str]:
-    """The task's metrics, leading first, from the results file; empty where it names none."""
-    listed = results.get("configs", {}).get(task, {}).get("metric_list") or []
-    return [metric["metric"] for metric in listed if isinstance(metric.get("metric"), str)]
-
-
-def _read_samples(
-    file: SamplesFile, results: Mapping[str, Any], notices: list[str], warnings: list[str]
-) -> pd.DataFrame:
+def _read_file(file: SamplesFile, results: Mapping[str, Any], notices: list[str], warnings: list[str]) -> pd.DataFrame:
     config = results.get("configs", {}).get(file.task, {})
-    metrics = metric_names(results, file.task)
+    metrics = [own["metric"] for own in config.get("metric_list") or [] if isinstance(own.get("metric"), str)]
     benchmark = benchmark_of(file.task, results.get("group_subtasks", {}))
-    fixed = {"part": part_of(file.task), "task": file.task}
     rows, unscored = [], 0
     for sample in read_json_lines(file.path, notices):
         scored = score_of(sample, file.task, benchmark, metrics)
@@ -115,10 +107,12 @@ def _read_samples(
             unscored += 1
             continue
         own = dict(zip(("row", "metric", "score"), scored, strict=True)) | _token_counts(sample)
-        own |= {"doc_id": int(sample["doc_id"]), "video": video_of(sample), "prompt": str(sample.get("input", ""))}
-        own |= {"answered": bool(answer_of(sample)), "cut": unfinished(sample), "tagged": scored_with_tags(sample)}
-        rows.append(fixed | own)
+        own |= {"doc_id": int(sample["doc_id"]), "video": video_of(sample), "answer": answer_of(sample)}
+        own |= {"prompt": str(sample.get("input", "")).strip(), "target": str(sample.get("target", "unknown"))}
+        own |= {"response": response_of(sample), "cut": unfinished(sample), "tagged": scored_with_tags(sample)}
+        rows.append(own)
     frame = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_TOKENS, float))
+    frame = frame.assign(part=part_of(file.task), task=file.task, answered=frame["answer"].ne(""))
     if unscored:
         notices.append(f"{file.path.name}: {unscored} samples have no numeric score and were left out")
     if tagged := frame.pop("tagged").sum():
@@ -134,16 +128,9 @@ def _read_samples(
             f"{file.path.name}: {repeated.sum()} doc_ids occur more than once (several filters, or two runs that ended "
             "in the same second and wrote into one file); the last of each counts"
         )
-    return frame[~repeated].assign(prompt=prompt_hash(frame["prompt"]))
-
-
-def prompt_hash(prompts: "pd.Series[str]") -> "pd.Series[int]":
-    """53-bit hashes of texts, blank margins aside: enough to tell whether two runs sent the same prompt.
-
-    A float64 holds them exactly, so that a column with gaps can.
-    """
-    hashes = hash_array(prompts.str.strip().to_numpy(dtype=object), categorize=False)
-    return pd.Series((hashes >> 11).astype("int64"), index=prompts.index)
+    frame = frame[~repeated]
+    _note_other_aggregate(frame, file.task, results, notices)
+    return frame
 
 
 def _token_counts(sample: Mapping[str, Any]) -> dict[str, float | None]:
@@ -178,21 +165,21 @@ def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _matching_journal(
-    path: Path, results: Mapping[str, Any], notices: list[str]
-) -> tuple[pa.Table | None, dict[str, Any]]:
-    """The journal that was written with the run's model arguments, and its method's hyperparameters."""
+    path: Path, results: Mapping[str, Any], tasks: set[str], notices: list[str]
+) -> JournalTables | None:
+    """The journal that was written with the run's model arguments."""
     model_args = results.get("config", {}).get("model_args")
-    found = journals.find_journals(path, _as_given(model_args).get("journal"))
+    found = find_journals(path, _as_given(model_args).get("journal"))
     wanted = arguments(model_args)
-    headers = {file: header for file in found if (header := journals.run_header(file))}
+    headers = {file: header for file in found if (header := run_header(file))}
     if results:
         headers = {f: h for f, h in headers.items() if wanted.items() <= arguments(h.get("model_args")).items()}
     if found and not headers:
         notices.append(f"{found[0].parent}: no journal there was written with this run's model arguments")
     if not headers:
-        return None, {}
+        return None
     files = sorted(headers, key=lambda file: str(headers[file].get("started", "")))
-    return journals.read_journal(files, notices), headers[files[-1]]["method"]
+    return read_journal(files, headers[files[-1]]["method"], notices, tasks)
 
 
 def arguments(given: Any) -> dict[str, str]:
@@ -214,17 +201,13 @@ def _plain(value: Any) -> str:
         return text
 
 
-def _with_journal(samples: pd.DataFrame, journal: pa.Table | None) -> pd.DataFrame:
+def _with_journal(samples: pd.DataFrame, journal: JournalTables | None) -> pd.DataFrame:
     """Adds the journal's columns; where both know a thing, the journal does (it saw the prompt as sent)."""
     if journal is None:
-        unknown = float("nan")
-        return samples.assign(seconds=unknown, peak_memory=unknown, failed=False, updates=unknown)
-    frame = journals.sample_frame(journal).drop_duplicates(["task", "doc_id"], keep="last")
-    frame["prompt"] = prompt_hash(frame["prompt"].fillna(""))
-    joined = samples.merge(frame, on=["task", "doc_id"], how="left", suffixes=("", "_journal"))
-    for column in ("prompt", "video", "cut", *_TOKENS):
-        own, other = joined[column], joined.pop(f"{column}_journal")
-        # The task's own name of the video is shared by all models; the path is not.
-        joined[column] = own.where(own.notna(), other) if column == "video" else other.where(other.notna(), own)
-    joined["failed"] = joined["failed"].where(joined["failed"].notna(), False)
-    return joined.astype({"cut": bool, "failed": bool, "prompt": "int64"})
+        return samples.assign(**dict.fromkeys(_MEASURED, float("nan")))
+    own = samples.set_index(["task", "doc_id"])
+    other = journal.samples.drop_duplicates(["task", "doc_id"], keep="last").set_index(["task", "doc_id"])
+    other = other.reindex(own.index)
+    # The task's own name of the video is shared by all models; the path is not.
+    both = other.combine_first(own).assign(video=own["video"].combine_first(other["video"]))
+    return both.reset_index().astype({"cut": bool, **dict.fromkeys((*_TOKENS, *_MEASURED), float)})

@@ -1,7 +1,7 @@
 """A sample's score as lmms-eval wrote it: each benchmark keeps it in another shape under its metric's name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from lmms_eval_vreason.prompts.split import split
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
@@ -19,14 +19,9 @@ _FIELDS = {
     "token_counts",
     "doc_hash",
 }
-_VSI_MRA_KEY = "MRA:.5:.95:.05"
+# VSI-Bench's key → its row, and the metric's name.
+_VSI = (("accuracy", VSI_ACCURACY, "accuracy"), ("MRA:.5:.95:.05", VSI_MRA, "MRA"))
 RIGHT = 0.5  # scores from here on count as right: mean relative accuracy is a share
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    return None
 
 
 def _from_mmmu(value: Mapping[str, Any]) -> float | None:
@@ -66,14 +61,17 @@ def _open_match(form: str | float, gold: Sequence[str | float]) -> bool:
 def _from_mapping(value: Mapping[str, Any]) -> float | None:
     for key in ("score", "correct"):
         if key in value:
-            return _number(value[key])
+            return _score(value[key])
     if "rating" in value:  # TempCompass: 1 is right, 0 wrong, -1 a judge that did not answer
         return float(value["rating"] == 1)
     return _from_mmmu(value)
 
 
-def _is_vsi(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping) and "question_type" in value and ("accuracy" in value or _VSI_MRA_KEY in value)
+def _score(value: Any) -> float | None:
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    # nan is no score.
+    return float(value) if isinstance(value, int | float) and value == value else None
 
 
 def score_of(
@@ -93,12 +91,11 @@ def score_of(
     # A leading metric may be None in a sample that another metric scores, as for VSI-Bench's two kinds of question.
     for metric in [*metrics, *(key for key in sample if key not in _FIELDS and key not in metrics)]:
         value = sample.get(metric)
-        if _is_vsi(value):
-            if "accuracy" in value:
-                return VSI_ACCURACY, "accuracy", float(value["accuracy"])
-            return VSI_MRA, "MRA", float(value[_VSI_MRA_KEY])
-        score = _from_mapping(value) if isinstance(value, Mapping) else _number(value)
-        if score is not None and score == score:
+        if isinstance(value, Mapping) and "question_type" in value:
+            for key, row, name in _VSI:
+                if key in value:
+                    return row, name, float(value[key])
+        if (score := _score(value)) is not None:
             return _row(benchmark, task), metric, score
     return None
 

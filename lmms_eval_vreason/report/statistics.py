@@ -4,6 +4,7 @@ scipy makes the bootstrap and the permutation test, statsmodels the cluster-robu
 Holm's correction. Only the small-sample expansion of the percentiles is written here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,7 @@ def standard_error(scores: Array, clusters: Array) -> float:
         nan with fewer than two clusters.
     """
     if len(np.unique(clusters)) < 2:
-        return float("nan")
+        return math.nan
     fit = OLS(scores, np.ones(len(scores))).fit(cov_type="cluster", cov_kwds={"groups": clusters})
     return float(fit.bse[0])
 
@@ -133,7 +134,7 @@ def percentile_interval(means: Array, clusters: int) -> tuple[Array, Array]:
 def interval_from(difference: float, means: Array, clusters: int) -> Interval:
     """The interval of a difference whose bootstrap means are known; without bounds where the means have no spread."""
     if clusters < 2 or np.isnan(means).any() or np.allclose(means, means[0], rtol=1e-9, atol=1e-12):
-        return Interval(difference, float("nan"), float("nan"), means)
+        return Interval(difference, math.nan, math.nan, means)
     low, high = percentile_interval(means, clusters)
     return Interval(difference, float(low), float(high), means)
 
@@ -199,7 +200,7 @@ def paired_test(
     changed, parts = int((first != second).sum()), np.bincount(clusters, second - first) / len(first)
     p = permutation_p(parts, len(interval.means))
     if not (single_runs and is_binary(first) and is_binary(second)):
-        return PairedTest(interval, p, PERMUTATION, p, float("nan"), parts, len(first), changed)
+        return PairedTest(interval, p, PERMUTATION, p, math.nan, parts, len(first), changed)
     gained, lost = int((second > first).sum()), int((second < first).sum())
     exact = float(mcnemar([[len(first) - changed, lost], [gained, 0]], exact=True).pvalue)
     leading = (exact, MCNEMAR) if len(parts) == len(first) else (p, PERMUTATION)
@@ -225,7 +226,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def cluster_codes(videos: "pd.Series[Any]") -> Array:
     """Integer codes from 0 of the samples' videos; a sample whose video is unknown is a cluster of its own."""
-    codes, _ = pd.factorize(videos)
+    codes, known = pd.factorize(videos)
     unknown = codes < 0
-    codes[unknown] = codes.max(initial=-1) + 1 + np.arange(unknown.sum())
+    codes[unknown] = len(known) + np.arange(unknown.sum())
     return codes

@@ -7,23 +7,14 @@ TempCompass). MMVU runs submissions itself from code, VideoMMMU and VSI-Bench pu
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from lmms_eval_vreason.report.catalogue import part_of
-from lmms_eval_vreason.report.files import (
-    SamplesFile,
-    find_samples,
-    listed,
-    parse_run,
-    read_json,
-    read_json_lines,
-    write_files,
-)
-from lmms_eval_vreason.report.scores import answer_of, response_of, score_of
+from lmms_eval_vreason.report.files import listed, parse_run, write_files
+from lmms_eval_vreason.report.runs import read_samples
 
 NO_FORM = {
     "mmvu": "MMVU's hidden test set is run by its authors from your code; no answer file is taken",
@@ -33,6 +24,7 @@ NO_FORM = {
 _MVBENCH_QUESTIONS = 200
 _TEMPCOMPASS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 Documents = Callable[[Mapping[str, Any]], Any]
+Answered = tuple[str, Any, str]  # the task's part, a document, and the text to submit
 
 
 def load_documents(config: Mapping[str, Any]) -> Any:
@@ -67,19 +59,23 @@ def submission(
     name = benchmark.lower().replace("-", "").replace("_", "")
     if name in NO_FORM:
         raise ValueError(NO_FORM[name])
-    forms = {"videomme": _videomme, "mvbench": _mvbench, "tempcompass": _tempcompass}
-    if name not in forms:
-        raise ValueError(f"{benchmark!r} is none of {', '.join([*forms, *NO_FORM])}")
+    forms = {"videomme": _videomme, "tempcompass": _tempcompass}
+    if name not in (*forms, "mvbench"):
+        raise ValueError(f"{benchmark!r} is none of {', '.join([*forms, 'mvbench', *NO_FORM])}")
     notices: list[str] = []
     _, path, pattern = parse_run(argument)
-    files = [file for file in find_samples(path, notices, pattern) if part_of(file.task).startswith(name)]
-    if not files:
+    samples, results = read_samples(path, pattern, notices, [])
+    samples = samples[samples["part"].str.startswith(name)]
+    if samples.empty:
         raise ValueError(f"{path} holds no samples of {benchmark}")
-    parts = [part_of(file.task) for file in files]
-    twice = {part for part in parts if parts.count(part) > 1}
-    if twice:
-        raise ValueError(f"{path} holds {', '.join(sorted(twice))} under two prompts: choose with {path}#<task names>")
-    return forms[name](files, chain, documents, notices), notices
+    if name == "mvbench":
+        if chain:
+            notices.append("MVBench's form holds accuracies alone: there is no place for the chain of thought")
+        return {"upload_leaderboard.json": _mvbench(samples)}, notices
+    samples = samples.assign(text=samples["response" if chain else "answer"])
+    if empty := samples["text"].eq("").sum():
+        notices.append(f"{empty} answers are empty and are submitted as they are")
+    return forms[name](list(_answered(samples, results["configs"], documents)), notices), notices
 
 
 def write_submission(contents: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -88,31 +84,28 @@ def write_submission(contents: Mapping[str, Any], folder: Path) -> list[Path]:
     return [path for name, text in texts.items() for path in write_files(folder / name, {"": text})]
 
 
-def _answered(file: SamplesFile, chain: bool, documents: Documents, notices: list[str]) -> list[tuple[Any, str]]:
-    """Each document of the task with the run's response."""
-    text = response_of if chain else answer_of
-    responses = {line["doc_id"]: text(line) for line in read_json_lines(file.path, notices) if "doc_id" in line}
-    if file.results is None:
-        raise ValueError(f"{file.path.name} has no results file beside it, which names the dataset")
-    docs = documents(read_json(file.results)["configs"][file.task])
-    _refuse_incomplete(file, responses, len(docs))
-    if empty := sum(not response for response in responses.values()):
-        notices.append(f"{file.task}: {empty} answers are empty and are submitted as they are")
-    return [(doc, responses[doc_id]) for doc_id, doc in enumerate(docs)]
+def _answered(samples: pd.DataFrame, configs: Mapping[str, Any], documents: Documents) -> Iterator[Answered]:
+    """Every document of the tasks, in the dataset's order."""
+    for task in samples["task"].unique():
+        own = samples[samples["task"] == task]
+        if task not in configs:
+            raise ValueError(f"the samples of {task} have no results file beside them, which names the dataset")
+        docs, texts = documents(configs[task]), own.set_index("doc_id")["text"]
+        _refuse_incomplete(task, texts.index, len(docs))
+        yield from ((own["part"].iat[0], doc, texts[doc_id]) for doc_id, doc in enumerate(docs))
 
 
-def _refuse_incomplete(file: SamplesFile, answered: Iterable[int], expected: int) -> None:
+def _refuse_incomplete(task: str, answered: Iterable[int], expected: int) -> None:
     if missing := sorted(set(range(expected)).difference(answered)):
         raise ValueError(
-            f"{file.task}: {len(missing)} of {expected} questions have no answer (doc_id {listed(missing)}); "
+            f"{task}: {len(missing)} of {expected} questions have no answer (doc_id {listed(missing)}); "
             "run the whole task before submitting"
         )
 
 
-def _videomme(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
-    (file,) = files
+def _videomme(answered: list[Answered], notices: list[str]) -> dict[str, Any]:
     videos: dict[str, dict[str, Any]] = {}
-    for doc, response in _answered(file, chain, documents, notices):
+    for _, doc, response in answered:
         head = {name: doc[name] for name in ("video_id", "duration", "domain", "sub_category")}
         question = {name: doc[name] for name in ("question_id", "task_type", "question", "options", "answer")}
         video = videos.setdefault(doc["video_id"], head | {"questions": []})
@@ -120,39 +113,26 @@ def _videomme(files: list[SamplesFile], chain: bool, documents: Documents, notic
     return {"videomme.json": list(videos.values())}
 
 
-def _mvbench(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
-    if chain:
-        notices.append("MVBench's form holds accuracies alone: there is no place for the chain of thought")
-    scores: dict[str, list[float]] = {}
-    for file in sorted(files, key=lambda file: file.task):
-        samples = {sample["doc_id"]: sample for sample in read_json_lines(file.path, notices)}
-        _refuse_incomplete(file, samples, _MVBENCH_QUESTIONS)
-        scored = [score_of(sample, file.task, "MVBench", ["score"]) for sample in samples.values()]
-        if unscored := scored.count(None):
-            raise ValueError(f"{file.task}: {unscored} samples have no numeric score")
-        scores[_mvbench_name(file.task)] = [score for _, _, score in filter(None, scored)]
-    if len(scores) != 20:
-        raise ValueError(f"MVBench has 20 subtasks, the run {len(scores)}: {', '.join(scores)}")
-    shares = {name: 100 * float(np.mean(own)) for name, own in scores.items()}
-    return {"upload_leaderboard.json": shares | {"Avg": 100 * float(np.concatenate(list(scores.values())).mean())}}
+def _mvbench(samples: pd.DataFrame) -> dict[str, float]:
+    """Accuracies in percent, by the subtasks' names as the leaderboard writes them."""
+    for task, own in samples.groupby("task"):
+        _refuse_incomplete(str(task), own["doc_id"], _MVBENCH_QUESTIONS)
+    words = samples["part"].str.removeprefix("mvbench_").str.replace("_", " ").str.title()
+    names = words.str.replace("Fine Grained", "Fine-grained")
+    shares = 100 * samples["score"].groupby(names).mean()
+    if len(shares) != 20:
+        raise ValueError(f"MVBench has 20 subtasks, the run {len(shares)}: {', '.join(shares.index)}")
+    return {**shares, "Avg": 100 * samples["score"].mean()}
 
 
-def _mvbench_name(task: str) -> str:
-    words = part_of(task).removeprefix("mvbench_").split("_")
-    return " ".join(word.capitalize() for word in words).replace("Fine Grained", "Fine-grained")
-
-
-def _tempcompass(files: list[SamplesFile], chain: bool, documents: Documents, notices: list[str]) -> dict[str, Any]:
+def _tempcompass(answered: list[Answered], notices: list[str]) -> dict[str, Any]:
     contents: dict[str, Any] = {}
-    for file in files:
-        videos: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for doc, response in _answered(file, chain, documents, notices):
-            gold = doc.get("answer", doc.get("mc_answer"))
-            entry = {"question": doc["question"], "answer": gold, "prediction": response}
-            videos.setdefault(doc["video_id"], {}).setdefault(doc["dim"], []).append(entry)
-        kind = part_of(file.task).removeprefix("tempcompass_").replace("multi_choice", "multi-choice")
-        contents[f"{kind}.json"] = videos
-    missing = [name for name in _TEMPCOMPASS if f"{name}.json" not in contents]
-    if missing:
+    for part, doc, response in answered:
+        kind = part.removeprefix("tempcompass_").replace("multi_choice", "multi-choice")
+        dims = contents.setdefault(f"{kind}.json", {}).setdefault(doc["video_id"], {})
+        gold = doc.get("answer", doc.get("mc_answer"))
+        entry = {"question": doc["question"], "answer": gold, "prediction": response}
+        dims.setdefault(doc["dim"], []).append(entry)
+    if missing := [name for name in _TEMPCOMPASS if f"{name}.json" not in contents]:
         notices.append(f"TempCompass has four question types; the run lacks {', '.join(missing)}")
     return contents

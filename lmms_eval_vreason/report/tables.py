@@ -1,6 +1,5 @@
 """A comparison as text: terminal, Markdown, CSV, JSON, LaTeX and HTML."""
 
-import base64
 import json
 import re
 from collections.abc import Hashable, Mapping
@@ -9,32 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lmms_eval_vreason.journal.summary import format_facts
 from lmms_eval_vreason.report.catalogue import SOURCE
 from lmms_eval_vreason.report.compare import Comparison
 from lmms_eval_vreason.report.files import write_files
-from lmms_eval_vreason.report.render import render
+from lmms_eval_vreason.report.render import as_data_url, render
 
 UNKNOWN = "–"
 MARK = "†"
 # What pandas leaves as it is, and what a T1 or OT1 font has not got.
 _LATEX = {"±": r"$\pm$", "Δ": r"$\Delta$", UNKNOWN: "--", MARK: r"$^\dagger$", "<": "$<$", ">": "$>$"}
-_WIDE = 110  # columns of a terminal that also shows which test was made
 _TEXT = dict.fromkeys(("Benchmark", "Run", "Test", "Model"), "text")
 _LONG = dict.fromkeys(("Model arguments", "Settings", "Steering"), "long")
 Cell = dict[Hashable, Any]
 
-
-def _number(template: str, value: float) -> str:
-    return UNKNOWN if pd.isna(value) else template.format(value)
-
-
-# Heading → column of the comparison's table, and the format of its values.
+# Heading → the figure's name in the comparison, and the format of its values.
 _COSTS = {
     "Output tokens": ("output_tokens", "{:.1f}"),
     "Thinking tokens": ("thinking_tokens", "{:.1f}"),
@@ -42,6 +31,13 @@ _COSTS = {
     "Cut": ("cut", "{:.1f}%"),
     "Seconds a sample": ("seconds", "{:.2f}"),
     "Peak memory": ("peak_memory_gb", "{:.2f} GB"),
+}
+_ENTROPY = {
+    "Entropy that tokens were chosen from (nats)": ("chosen_from", "{:.4f}"),
+    "Size of ΔH at updates, of H": ("entropy_change_percent", "{:.2f}%"),
+    "Updates that changed the likeliest token": ("changed_percent", "{:.2f}%"),
+    "Moving average peaks at token": ("peak_token", "{:.0f}"),
+    "Height of that peak (nats)": ("peak", "{:.4f}"),
 }
 
 
@@ -55,7 +51,7 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
             "Δ to first [95% CI]": _difference(cell),
             "p": _p(cell["p"]),
             "p (Holm)": _p(cell["p_holm"]),
-            "Test": UNKNOWN if pd.isna(cell["test"]) else cell["test"],
+            "Test": _number("{}", cell["test"]),
         }
         for cell in _ordered(comparison)
     )
@@ -64,30 +60,28 @@ def score_table(comparison: Comparison) -> pd.DataFrame:
 def cost_table(comparison: Comparison) -> pd.DataFrame:
     """One row a benchmark and run: tokens, share answered and cut, seconds a sample, peak memory."""
     return pd.DataFrame(
-        {**_named(cell), **{heading: _number(template, cell[column]) for heading, (column, template) in _COSTS.items()}}
+        {**_named(cell), **_figures(_COSTS, cell)}
         for cell in _ordered(comparison)
         if not (cell["published"] and pd.isna(cell["output_tokens"]))
     )
+
+
+def entropy_table(comparison: Comparison) -> pd.DataFrame:
+    """One row a label with traces: the entropy that its tokens were chosen from, and what updates did to it."""
+    return pd.DataFrame({"Run": name, **_figures(_ENTROPY, own)} for name, own in comparison.entropy.items())
 
 
 def _settings_table(comparison: Comparison) -> pd.DataFrame:
     """One row a run: how it was made."""
     rows = []
     for run in (run for group in comparison.groups for run in group.runs):
-        arguments = run.settings.get("model_args", UNKNOWN)
+        settings = dict(run.settings)
+        model, arguments = (settings.pop(name, UNKNOWN) for name in ("model", "model_args"))
         if isinstance(arguments, dict):
             arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
-        model = {"Model": run.settings.get("model", UNKNOWN), "Model arguments": arguments}
-        rest = [f"{name} {value}" for name, value in run.settings.items() if name not in ("model", "model_args")]
-        rows.append({"Run": run.label, **model, "Settings": ", ".join(rest)})
+        rest = ", ".join(f"{name} {value}" for name, value in settings.items())
+        rows.append({"Run": run.label, "Model": model, "Model arguments": arguments, "Settings": rest})
     return pd.DataFrame(rows)
-
-
-def _all_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Heading → table of texts, of the Markdown file and of the page."""
-    steering = pd.DataFrame({"Run": name, "Steering": format_facts(facts)} for name, facts in comparison.steering)
-    tables = {"Scores": score_table(comparison), "Cost": cost_table(comparison)}
-    return {**tables, **({} if steering.empty else {"Steering summary": steering}), "Runs": _settings_table(comparison)}
 
 
 def footnotes(comparison: Comparison) -> list[str]:
@@ -105,6 +99,14 @@ def _ordered(comparison: Comparison) -> list[Cell]:
 
 def _named(cell: Cell) -> dict[str, str]:
     return {"Benchmark": cell["benchmark"], "Run": f"{cell['label']} {MARK}" if cell["published"] else cell["label"]}
+
+
+def _figures(columns: Mapping[str, tuple[str, str]], values: Mapping[Any, Any]) -> dict[str, str]:
+    return {heading: _number(template, values[name]) for heading, (name, template) in columns.items()}
+
+
+def _number(template: str, value: Any) -> str:
+    return UNKNOWN if pd.isna(value) else template.format(value)
 
 
 def _score(cell: Cell) -> str:
@@ -125,71 +127,60 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else _number("{:.3f}", value)
 
 
-def print_terminal(comparison: Comparison, console: Console) -> None:
-    """Prints the tables, warnings and notices."""
-    scores = score_table(comparison)
-    if console.width < _WIDE:
-        scores = scores.drop(columns="Test")
-    for title, table in (("Scores", scores), ("Cost", cost_table(comparison))):
-        console.print(_rich(title, table, console.width))
-    for name, facts in comparison.steering:
-        console.print(f"{name}: {format_facts(facts)}", markup=False, highlight=False)
-    styled = (("Warning: ", comparison.warnings, "yellow"), ("Note: ", comparison.notices, "dim"))
-    for kind, sentences, style in (*styled, ("", footnotes(comparison), "dim")):
-        for sentence in sentences:
-            console.print(kind + sentence, style=style, markup=False, highlight=False)
-
-
-def _rich(title: str, frame: pd.DataFrame, width: int) -> Table:
-    """A table that breaks lines between words only, as long as ``width`` characters leave it room."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    cells = {column: [column, *frame[column]] for column in frame.columns}
-    narrow = sum(max(map(len, texts)) + 2 for texts in cells.values()) > width
-    for column, texts in cells.items():
-        # A figure and its error stay together.
-        parts = [*column.split(), *(texts[1:] if column not in _TEXT else " ".join(texts).split())]
-        fixed = max(map(len, parts)) if narrow else None
-        table.add_column(column, justify="left" if column in _TEXT else "right", width=fixed, overflow="fold")
-    for row in _without_repeats(frame).values.tolist():
-        if row[0] and table.row_count:
-            table.add_section()
-        table.add_row(*map(escape, row))
-    return table
-
-
-def _without_repeats(frame: pd.DataFrame) -> pd.DataFrame:
-    """A benchmark's name stands in its first row only."""
-    return frame.assign(Benchmark=frame["Benchmark"].where(frame["Benchmark"].ne(frame["Benchmark"].shift()), ""))
-
-
-def markdown(comparison: Comparison) -> str:
-    """The whole report as Markdown."""
-    return render("report.md", tables=_all_tables(comparison), **_sentences(comparison))
-
-
 def _sentences(comparison: Comparison) -> dict[str, list[str]]:
     notes = footnotes(comparison)
     return {"warnings": comparison.warnings, "notices": comparison.notices, "footnotes": notes}
 
 
-def report_page(comparison: Comparison, images: Mapping[str, bytes]) -> str:
+def _tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Heading → table of texts."""
+    steering = pd.DataFrame({"Run": name, "Steering": format_facts(facts)} for name, facts in comparison.steering)
+    tables = {
+        "Scores": score_table(comparison),
+        "Cost": cost_table(comparison),
+        "Entropy": entropy_table(comparison),
+        "Steering summary": steering,
+        "Runs": _settings_table(comparison),
+    }
+    return {heading: table for heading, table in tables.items() if not table.empty}
+
+
+def terminal(comparison: Comparison, width: int) -> str:
+    """The tables, warnings and notices in lines of at most ``width`` characters; a wide table goes on below."""
+    tables = _tables(comparison)
+    steering = [f"{name}: {format_facts(facts)}" for name, facts in comparison.steering]
+    shown = {heading: tables[heading].set_index(["Benchmark", "Run"]) for heading in ("Scores", "Cost")}
+    if "Entropy" in tables:
+        shown["Entropy"] = tables["Entropy"].set_index("Run").T
+    return render("report.txt", tables=shown, width=width, steering=steering, **_sentences(comparison))
+
+
+def markdown(comparison: Comparison) -> str:
+    """The whole report as Markdown."""
+    return render("report.md", tables=_tables(comparison), **_sentences(comparison))
+
+
+def report_page(comparison: Comparison, images: Mapping[str, Path]) -> str:
     """The report as one self-contained HTML page.
 
     Args:
         comparison: what to show.
-        images: name → PNG of a figure.
+        images: name → a figure's PNG file.
     """
-    tables = _all_tables(comparison)
-    encoded = {name: base64.b64encode(content).decode() for name, content in images.items()}
-    kinds = {column: (_TEXT | _LONG).get(column, "") for frame in tables.values() for column in frame.columns}
-    names = [group.name for group in comparison.groups]
-    about = {"names": names, "kinds": kinds, "mark": MARK, "images": encoded}
-    return render("report.html", tables=tables, **about, **_sentences(comparison))
+    about = {
+        "tables": _tables(comparison),
+        "names": [group.name for group in comparison.groups],
+        "kinds": _TEXT | _LONG,
+        "mark": MARK,
+        "images": {name: as_data_url(image) for name, image in images.items()},
+    }
+    return render("report.html", **about, **_sentences(comparison))
 
 
 def latex(comparison: Comparison) -> str:
     """The score table as a LaTeX ``tabular`` for ``booktabs``, repeated benchmark names left blank."""
-    frame = _without_repeats(score_table(comparison).drop(columns="Test"))
+    frame = score_table(comparison).drop(columns="Test")
+    frame["Benchmark"] = frame["Benchmark"].mask(frame["Benchmark"].duplicated(), "")
     body = frame.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(frame.columns) - 2))
     for plain, command in _LATEX.items():
         body = body.replace(plain, command)
@@ -199,16 +190,21 @@ def latex(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything as JSON: cells, steering facts, settings, warnings, notices; unknown figures are null."""
+    """Everything as JSON: cells, entropy, steering facts, settings, warnings, notices; unknown figures are null."""
     runs = [run for group in comparison.groups for run in group.runs]
     content: dict[str, Any] = {
         "baseline": comparison.groups[0].name,
-        "cells": comparison.table.astype(object).where(comparison.table.notna(), None).to_dict("records"),
+        "cells": [_known(cell) for cell in comparison.table.to_dict("records")],
+        "entropy": [{"label": name, **_known(own)} for name, own in comparison.entropy.items()],
         "steering": [{"label": name, **asdict(facts)} for name, facts in comparison.steering],
         "runs": [{"label": run.label, "path": str(run.path), "settings": run.settings} for run in runs],
         **_sentences(comparison),
     }
     return json.dumps(content, ensure_ascii=False, indent=1, default=float) + "\n"
+
+
+def _known(figures: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: None if pd.isna(value) else value for name, value in figures.items()}
 
 
 def write_tables(comparison: Comparison, prefix: Path) -> list[Path]:

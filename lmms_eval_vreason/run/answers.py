@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lmms_eval_vreason.run.batch_size import BatchSize, is_out_of_memory, release
-from lmms_eval_vreason.run.batches import Padding, Question
+from lmms_eval_vreason.run.batches import Question
 from lmms_eval_vreason.run.generation import Completion, Generator
 
 # The paper's Lite, for a sample that does not fit into memory otherwise.
@@ -23,30 +23,23 @@ class Outcome:
 
 
 class Answers:
-    """Answers batches, and learns from them how large the next may be.
-
-    Attributes:
-        padding: Over all batches that were answered.
-    """
+    """Answers batches, and learns from them how large the next may be."""
 
     def __init__(self, generator: Generator, size: BatchSize, oom: str) -> None:
         """Args: ``oom``, as in :class:`~lmms_eval_vreason.run.options.RunOptions`."""
         self.generator, self.size, self.oom = generator, size, oom
-        self.padding = Padding()
 
     def to(self, batch: Sequence[Question]) -> Iterator[Outcome]:
         """An outcome for each question, in order."""
         if batch[0].error is not None:
             yield Outcome(batch[0], error=batch[0].error)
             return
-        self.size.start()
         try:
             completions = self.generator.generate([q.waiting.sample for q in batch], [q.media for q in batch])
         except Exception as error:
             fault = error
         else:
             self.size.worked(len(batch))
-            self.padding.add([completion.input_tokens for completion in completions])
             yield from map(Outcome, batch, completions)
             return
         release(fault)

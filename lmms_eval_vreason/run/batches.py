@@ -83,25 +83,3 @@ def _go_together(batch: Sequence[Question]) -> bool:
     lengths = [question.waiting.length for question in batch]
     alike = max(lengths) <= _MOST_TIMES_LONGER * min(lengths) + _MOST_TOKENS_LONGER
     return alike and batch[0].waiting.sample.settings == batch[-1].waiting.sample.settings
-
-
-class Padding:
-    """Counts how much of the batches' prompts is padding.
-
-    Attributes:
-        tokens: All of them, padding included.
-        padded: Those that are padding.
-    """
-
-    def __init__(self) -> None:
-        self.tokens = self.padded = 0
-
-    def add(self, lengths: Sequence[int]) -> None:
-        """One batch with prompts of these ``lengths`` (tokens)."""
-        whole = max(lengths) * len(lengths)
-        self.tokens += whole
-        self.padded += whole - sum(lengths)
-
-    @property
-    def share(self) -> float:
-        return self.padded / self.tokens if self.tokens else 0.0

@@ -35,12 +35,6 @@ class Setup:
     device: torch.device
     positions: str = "trained"
 
-    def most_tokens(self, sample: Sample) -> int:
-        """How many tokens may be generated for a sample."""
-        if self.thinking.thinking:
-            return self.thinking.max_thinking_tokens + self.thinking.max_answer_tokens
-        return int(sample.settings.generation.get("max_new_tokens", _DEFAULT_NEW_TOKENS))
-
 
 class Call:
     """How a batch of samples with the same settings is generated.

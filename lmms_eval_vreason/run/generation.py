@@ -9,7 +9,6 @@ import torch
 
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.prompts.budgets import Outcome
-from lmms_eval_vreason.run.autocompile import AutoCompile
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
 from lmms_eval_vreason.run.call import Call, Setup
 from lmms_eval_vreason.run.samples import Sample
@@ -44,31 +43,14 @@ class Generator:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.method = setup, setup.method
         self.prefixes = SharedPrefixes(setup.model, setup.processor, setup.device, setup.positions)
-        self.compiling = AutoCompile(setup.model, setup.method, setup.device)
-
-    def expect(
-        self, samples: Sequence[Sample], shared_prefix: float, *, batch: int | None = None, share: float = 1.0
-    ) -> None:
-        """Says which samples are to be answered, so that questions on one video share its prefill.
-
-        Args:
-            shared_prefix: As in :class:`~lmms_eval_vreason.run.options.RunOptions`, GB.
-            batch: How many are answered together; None if that is not known.
-            share: Of the samples, that this process will answer.
-        """
-        self.prefixes.expect(samples, shared_prefix)
-        self.compiling.expect(batch, int(share * sum(map(self.setup.most_tokens, samples))))
-
-    def free(self) -> None:
-        """Frees what is held between batches, when no further sample is expected."""
-        self.prefixes.free()
-        self.compiling.expect(None, 0)
 
     @torch.no_grad()
     def generate(
         self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason | None = None
     ) -> list[Completion]:
         """Answers a batch whose samples share their generation settings; ``method`` stands in for the generator's.
+
+        From shared prefixes where there are any. A sample that does not fit with them is tried without.
 
         Args:
             media: For each sample its read images and videos, in order.
@@ -77,20 +59,6 @@ class Generator:
             ValueError: A prompt that does not fit into the model's context with its budgets.
         """
         method = method or self.method
-        if self.compiling.is_due(len(samples)):
-            inputs = self.prefixes.unshared_inputs(samples, media).arguments
-            self.compiling.hold_trial(method, inputs, max(map(self.setup.most_tokens, samples)))
-        chosen = self.compiling.applied(method, len(samples))
-        try:
-            return self._answer(samples, media, chosen)
-        except Exception as error:
-            if chosen == method or is_out_of_memory(error):
-                raise
-            self.compiling.give_up(error)
-        return self._answer(samples, media, method)
-
-    def _answer(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason) -> list[Completion]:
-        """From shared prefixes where there are any. A sample that does not fit with them is tried without."""
         share = self.prefixes.wanted(samples)
         try:
             return self._decode(samples, media, method, share)
@@ -108,7 +76,7 @@ class Generator:
         setup, started = self.setup, time.perf_counter()
         if setup.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(setup.device)
-        with timed(setup.model.model.visual, setup.device) as vision:
+        with timed(setup.model.model.visual, setup.device) as vision_seconds:
             shared = self.prefixes.inputs(samples, media) if share else None
             inputs = shared or self.prefixes.unshared_inputs(samples, media)
             prompt_length = inputs.arguments["input_ids"].shape[1]
@@ -117,10 +85,11 @@ class Generator:
             result = method.generate(setup.model, **inputs.arguments, **call.arguments)
         self.prefixes.answered(samples)
         steps = result.traces[0]  # The batch's times are the same in each.
+        vision = sum(vision_seconds)
         seconds = {
             "generate": time.perf_counter() - started,
-            "vision": vision.seconds,
-            "prefill": inputs.prefix_seconds + steps.seconds_prefill - vision.seconds,
+            "vision": vision,
+            "prefill": inputs.prefix_seconds + steps.seconds_prefill - vision,
             "ordinary": steps.seconds_ordinary,
             "due": steps.seconds_due,
         }

@@ -1,14 +1,16 @@
 """Outcomes → records: each is written down as it comes, failures are counted, and requests get their records back."""
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 from lmms_eval_vreason.journal.writer import Journal
+from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.answers import Outcome
 from lmms_eval_vreason.run.options import AnswerOptions
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.progress import Progress
-from lmms_eval_vreason.run.records import failure, for_peers, sample_record
+from lmms_eval_vreason.run.records import failure, sample_record
 
 _SHOWN_ERRORS = 10
 
@@ -21,8 +23,7 @@ class Ledger:
     """The records of one run, on one process.
 
     Attributes:
-        records: Index of a request of this process → its record (also where nothing is journaled). Of what another
-            process has answered, the prompt and the thinking are left out.
+        records: Index of a request of this process → its record, after :meth:`collect`.
         everybody: The records of all processes' requests, after :meth:`collect`.
     """
 
@@ -31,12 +32,17 @@ class Ledger:
         self.everybody: list[dict[str, Any]] = []
         self._journal, self._team, self._options = journal, team, options.run
         self._return_thinking = options.thinking.return_thinking
-        self._for_others: list[tuple[int, int, dict[str, Any]]] = []
+        self._finished: list[tuple[int, int, dict[str, Any]]] = []  # Owner, index of its request, record.
 
     @property
     def finished(self) -> int:
         """How many samples this process has finished, with those that the journal held."""
-        return len(self.records) + len(self._for_others)
+        return len(self._finished)
+
+    def resume(self, index: int, record: Mapping[str, Any]) -> None:
+        """Takes the journal's record of one of this process' requests."""
+        text = joined(record["thinking"], record["answer"], self._return_thinking)
+        self._finished.append((self._team.rank, index, {**record, "text": text}))
 
     def add(self, outcome: Outcome, progress: Progress) -> None:
         """Writes an outcome down; it is in the journal when this returns.
@@ -51,22 +57,18 @@ class Ledger:
         record, trace = sample_record(outcome, self._return_thinking)
         if self._journal is not None:
             self._journal.add(record, trace)
-        if waiting.owner == self._team.rank:
-            self.records[waiting.sample.index] = record
-        else:
-            self._for_others.append((waiting.owner, waiting.sample.index, for_peers(record)))
+        self._finished.append((waiting.owner, waiting.sample.index, record))
         progress.add(record["tokens"]["output"])
         if error is not None:
             self._count_failure(error, progress.total)
 
     def collect(self, progress: Progress) -> None:
         """Hands every process the records of its own requests. Every process of the team has to call it."""
-        own = [for_peers(record) for record in self.records.values()]
-        shares = self._team.gather((own, self._for_others), meanwhile=progress.draw)
+        shares = self._team.gather(self._finished, meanwhile=progress.draw)
         progress.draw()
-        answered = [entry for _, others in shares for entry in others]
-        self.records |= {index: record for owner, index, record in answered if owner == self._team.rank}
-        self.everybody = [*chain.from_iterable(own for own, _ in shares), *(record for _, _, record in answered)]
+        everything = list(chain.from_iterable(shares))
+        self.records = {index: record for owner, index, record in everything if owner == self._team.rank}
+        self.everybody = [record for _, _, record in everything]
 
     def failures(self) -> list[str]:
         """Lines for the user on the samples that failed, over all processes; none if none did."""

@@ -1,8 +1,6 @@
 """The options of a run: its journal, its faults, and what is kept between samples. None of them changes an answer."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -41,19 +39,6 @@ class RunOptions(OptionGroup):
     @classmethod
     def _in_words(cls, value: Any) -> Any:
         return _WORDS.get(str(value).strip().lower(), value)
-
-    @field_validator("journal")
-    @classmethod
-    def _writable(cls, folder: str | None) -> str | None:
-        """Refuses a folder that this process can neither write into nor make."""
-        if folder is None or folder == "off":
-            return folder
-        existing = Path(folder).expanduser()
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ValueError(f"journal={folder!r} cannot be written to: give a folder that you may write into")
-        return folder
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ count in a key-value store decides, so nothing has to be agreed on beforehand. A
 so shares fixed at the start would cost time: 9 to 17% at 8 processes (simulated, 60 videos with 3 to 18 questions).
 """
 
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, Store, TCPStore  # What torch.distributed gives, with types.
+from torch._C._distributed_c10d import HashStore, Store  # What torch.distributed gives, with types.
 
 from lmms_eval_vreason.run.samples import Waiting
 
@@ -53,14 +51,7 @@ class Team:
         # On the CPU, whatever the default group runs on: what is exchanged is text, the GPUs are full, and gloo notices
         # at once when a process is gone.
         group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        host = os.environ.get("MASTER_ADDR") or socket.gethostname()
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
-        address: list[Any] = [(host, store.port) if store is not None else None]
-        dist.broadcast_object_list(address, src=0, group=group)
-        if store is None:
-            host, port = address[0]
-            store = TCPStore(host, port, is_master=False, wait_for_workers=False)
-        return cls(store, rank, size, group)
+        return cls(group.get_group_store(), rank, size, group)
 
     def close(self) -> None:
         """After a run that went well."""

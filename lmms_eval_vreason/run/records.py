@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lmms_eval_vreason.journal.files import digest, file_identity
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
@@ -66,11 +68,13 @@ def trace_summary(trace: Trace) -> dict[str, Any]:
     lowering, raising = (_mean_change(trace, sign) for sign in (-1, 1))
     return {
         "updates": trace.updates,
+        "due_steps": trace.due_steps,
         "peak_index": trace.peak_index,
         "video_tokens": trace.video_tokens,
         "last_shift": _number(trace.shift[-1]) if len(trace.shift) else None,
         "lowering": lowering,
         "raising": raising,
+        "refreshed": _refreshed(trace),
         "note": trace.note,
     }
 
@@ -82,14 +86,22 @@ def failure(record: Mapping[str, Any]) -> str:
     return f"{record['task']} doc {record['doc_id']}{repeat}: {lines[0]}"
 
 
-def for_peers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What other processes need of a record: all but its texts; ``text`` is what lmms-eval gets."""
-    return {name: value for name, value in record.items() if name not in ("prompt", "thinking", "answer")}
-
-
 def _mean_change(trace: Trace, sign: int) -> dict[str, Any]:
     changes = [float(c) for a, c in zip(trace.alpha, trace.entropy_change, strict=True) if a == sign and c == c]
     return {"updates": len(changes), "entropy_change": _number(sum(changes) / len(changes)) if changes else None}
+
+
+def _refreshed(trace: Trace) -> dict[str, Any]:
+    """The updates whose ΔH is known, of both signs: how strong they are, beside the entropy that they found."""
+    known = ~np.isnan(trace.entropy_change)
+    if not known.any():
+        return {"updates": 0, "entropy": None, "absolute_change": None, "changed": 0}
+    return {
+        "updates": int(known.sum()),
+        "entropy": _number(trace.entropy[known].mean()),
+        "absolute_change": _number(np.abs(trace.entropy_change[known]).mean()),
+        "changed": int(trace.changed[known].sum()),
+    }
 
 
 def _number(value: float) -> float | int | None:
@@ -131,5 +143,7 @@ def _media_identity(media: Media) -> list[Any]:
     items = media.source if isinstance(media.source, list | tuple) else [media.source]
     pixels = hashlib.sha256()
     for item in items:
+        # The bytes alone would be those of another picture that is as large, and as black.
+        pixels.update(repr([getattr(item, name, None) for name in ("mode", "size", "shape")]).encode())
         pixels.update(item.tobytes() if hasattr(item, "tobytes") else repr(item).encode())
     return [*clip, pixels.hexdigest()]

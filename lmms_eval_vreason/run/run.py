@@ -14,14 +14,13 @@ from loguru import logger
 from lmms_eval_vreason.journal.files import JournalError, digest
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.media.media import MediaError
-from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.answers import Answers
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.batches import batches, read
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.ledger import Ledger
 from lmms_eval_vreason.run.options import AnswerOptions
-from lmms_eval_vreason.run.plan import Schedule, make_plan, share_out
+from lmms_eval_vreason.run.plan import make_plan, share_out
 from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.progress import Progress
 from lmms_eval_vreason.run.samples import Sample
@@ -32,14 +31,12 @@ class Run:
 
     Attributes:
         ledger: The records, as they come.
-        answers: What answers the batches, with their padding.
     """
 
     def __init__(
         self, generator: Generator, options: AnswerOptions, journal: Journal | None, size: BatchSize, team: Team
     ) -> None:
         self.generator, self.options, self.journal, self.size, self.team = generator, options, journal, size, team
-        self.answers = Answers(generator, size, options.run.oom)
         self.ledger = Ledger(journal, team, options)
 
     def answer(self, samples: Sequence[Sample], settings: Mapping[str, Any]) -> None:
@@ -59,12 +56,7 @@ class Run:
                 self.team.stop(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.generator.free()
-
-    def text(self, index: int) -> str:
-        """What lmms-eval gets for a request; nothing for padding, which has no record."""
-        record = self.ledger.records.get(index)
-        return "" if record is None else record["text"]
+            self.generator.prefixes.free()
 
     def stopped(self, error: BaseException) -> str:
         """A line for the user when ``error`` has ended the run; empty without a journal."""
@@ -77,25 +69,21 @@ class Run:
 
     def _answer(self, samples: Sequence[Sample], settings: str) -> None:
         plan = make_plan(samples, self.journal, settings, self.team.rank, self.options.run.oom)
-        thinking = self.options.thinking.return_thinking
         for index, record in plan.finished.items():
-            text = joined(record["thinking"], record["answer"], thinking)
-            self.ledger.records[index] = {**record, "text": text}
+            self.ledger.resume(index, record)
         alone = self.team.size == 1 and self.size.now == 1 and not self.size.auto
         # Lengths order the samples of several processes or batches; to know them, every file is opened.
         schedule = share_out(plan, self.team, None if alone else self.options.video)
         if self.team.rank == 0 and (line := schedule.resume_line()):
             logger.info(line)
         with Progress(self.team, schedule.total, schedule.finished) as progress:
-            self._expect(schedule)
+            groups = [*schedule.own, *schedule.shared]
+            samples = [waiting.sample for group in groups for waiting in group]
+            self.generator.prefixes.expect(samples, self.options.run.shared_prefix)
+            answers = Answers(self.generator, self.size, self.options.run.oom)
             candidates = chain(chain.from_iterable(schedule.own), self.team.candidates(schedule.shared))
             for batch in batches(read(candidates, self.team, self.options.video, self.size), self.size):
-                for outcome in self.answers.to(batch):
+                for outcome in answers.to(batch):
                     self.ledger.add(outcome, progress)
-            self.generator.free()
+            self.generator.prefixes.free()
             self.ledger.collect(progress)
-
-    def _expect(self, schedule: Schedule) -> None:
-        samples = [waiting.sample for group in (*schedule.own, *schedule.shared) for waiting in group]
-        batch = None if self.size.auto else self.size.now
-        self.generator.expect(samples, self.options.run.shared_prefix, batch=batch, share=1 / self.team.size)

@@ -15,30 +15,20 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-class Stopwatch:
-    """Adds up the seconds between its starts and stops."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, 0.0
-        self._started = 0.0
-
-    def start(self) -> None:
-        self._started = now(self.device)
-
-    def stop(self) -> None:
-        self.seconds += now(self.device) - self._started
-
-
 @contextmanager
-def timed(module: nn.Module, device: torch.device) -> Iterator[Stopwatch]:
-    """A stopwatch that runs during the forward passes of ``module``, and synchronises the device at each."""
-    watch = Stopwatch(device)
-    handles = [
-        module.register_forward_pre_hook(lambda *_: watch.start()),
-        module.register_forward_hook(lambda *_: watch.stop()),
-    ]
+def timed(module: nn.Module, device: torch.device) -> Iterator[list[float]]:
+    """Seconds of each forward pass of ``module`` within it. Synchronises the device before and after each."""
+    started, seconds = [0.0], list[float]()
+
+    def start(*_: object) -> None:
+        started[0] = now(device)
+
+    def stop(*_: object) -> None:
+        seconds.append(now(device) - started[0])
+
+    handles = [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
     try:
-        yield watch
+        yield seconds
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,13 @@ def test_the_page_holds_the_tables_as_the_command_prints_them(capsys):
     assert tables() in PAGE.read_text(encoding="utf-8")
 
 
+def test_tasks_is_a_folder_with_our_groups(capsys):
+    assert main(["tasks"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert (folder / "vreason").is_dir()
+    assert (folder / "shapes").is_dir()
+
+
 def test_every_argument_is_in_one_table_with_its_description():
     listed = list(rows())
     assert sorted(row.name for row in listed) == sorted(argument_names())

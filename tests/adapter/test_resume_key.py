@@ -16,8 +16,10 @@ from lmms_eval_vreason.adapter.model import run_identity
 from lmms_eval_vreason.adapter.options import argument_names, parse_options, with_video_defaults
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, read_settings
 from lmms_eval_vreason.journal.files import digest
+from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.config import VReason
-from lmms_eval_vreason.run.records import sample_key
+from lmms_eval_vreason.run.records import sample_key, who
+from lmms_eval_vreason.run.samples import GenerationSettings, Sample
 
 # Option → (another value than the default, whether it changes the key). An option that is missing here fails the test.
 DECISIONS = {
@@ -68,7 +70,6 @@ DECISIONS = {
     "optimizer": ("sgd", True),
     "steps_per_update": (2, True),
     "norm": ("token", True),
-    "rounding": ("nearest", True),
     "min_entropy": (0.01, True),
     "head_topk": (64, True),
     "head_tail": (0.1, True),
@@ -246,6 +247,47 @@ def test_each_part_of_a_clip_and_each_repeat_has_its_own_key(video):
         for a, b in ((0.0, 1.0), (1.0, 2.0), (0.0, 2.0))
     ]
     assert len({sample_key(sample, "") for sample in (first, again, *clips)}) == 5
+
+
+class Frames:
+    """Media of a task's own kind, known by what it says of itself."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return f"Frames({self.name})"
+
+
+def test_each_part_of_a_sample_counts_and_its_place_among_the_requests_does_not(video):
+    settings = GenerationSettings(("\n",), {"do_sample": False})
+    one = Sample(0, "task", "test", 1, 0, [], (Media("video", str(video)),), settings, "digest")
+    media = [
+        (),
+        one.media * 2,
+        (Media("image", str(video)),),
+        *((Media("video", Frames(name)),) for name in "ab"),
+        (Media("video", [Frames("a"), Frames("b")]),),
+        *((Media("video", Image.new("RGB", size)),) for size in ((28, 56), (56, 28))),
+        (Media("video", Image.new("L", (3 * 28, 56))),),
+        (Media("video", np.zeros(4, np.uint8)),),
+        (Media("video", np.zeros((2, 2), np.uint8)),),
+        (Media("video", np.ones(4, np.uint8)),),
+    ]
+    others = [
+        replace(one, task="b"),
+        replace(one, split="b"),
+        replace(one, doc_id=2),
+        replace(one, repeat=1),
+        replace(one, prompt_digest="b"),
+        replace(one, settings=replace(settings, until=())),
+        replace(one, settings=replace(settings, generation={"do_sample": True})),
+        *(replace(one, media=other) for other in media),
+    ]
+    keys = [sample_key(one, ""), sample_key(one, "other settings"), *(sample_key(other, "") for other in others)]
+    assert len(set(keys)) == len(keys)
+    assert sample_key(replace(one, index=7, messages=[{"role": "user", "content": []}]), "") == keys[0]
+    assert who(one) == {"task": "task", "split": "test", "doc_id": 1, "repeat": 0}
 
 
 def test_settings_that_act_alike_are_alike():

@@ -36,18 +36,20 @@ METHODS = st.fixed_dictionaries(
     {
         "policy": st.sampled_from(["switch", "minimize", "maximize", "random"]),
         "update_every": st.integers(1, 4),
-        "refresh": st.booleans(),
         "ema_decay": st.sampled_from([0.0, 0.5, 0.98]),
-        "optimizer": st.sampled_from(["adam", "sgd"]),
+        "optimizer": st.sampled_from(["adam", "sgd", "nsgd"]),
         "steps_per_update": st.integers(1, 2),
-        "norm": st.sampled_from(["head", "token", "none"]),
-        "rounding": st.sampled_from(["stochastic", "nearest"]),
+        "norm": st.sampled_from(["head", "token", "cache", "none"]),
         "min_entropy": st.sampled_from([0.0, 1e-4, 2.0]),
+        "beta1": st.sampled_from([0.0, 0.9]),
+        "ema_correction": st.booleans(),
+        "head_tail": st.sampled_from([0.0, 0.01, 0.3]),
         "seed": st.integers(0, 5),
     }
 )
-# The gradient through the head from some tokens alone does not go with the other objective.
-HEADS = st.sampled_from([("kl_p_u", 0), ("kl_p_u", 7), ("kl_p_u", 500), ("kl_u_p", 0)])
+HEADS = st.sampled_from([("kl_p_u", 0), ("kl_p_u", 7), ("kl_p_u", 500), ("kl_u_p", 500)])
+# Whether logits are refreshed, and whether ΔV stays; without either there would be nothing.
+LASTING = st.sampled_from([(True, True), (False, True), (True, False)])
 LITE = st.tuples(st.sampled_from([0.0, 0.0, 0.5, 0.9]), st.sampled_from(["value_norm", "key_norm", "random"]))
 SAMPLING = st.sampled_from(
     [{}, {"repetition_penalty": 1.05}, {"do_sample": True, "top_p": 0.9}, {"do_sample": True, "min_p": 0.05}]
@@ -56,8 +58,7 @@ SAMPLING = st.sampled_from(
 
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=4),
-    method=METHODS,
-    head=HEADS,
+    choices=st.tuples(METHODS, HEADS, LASTING),
     lite=LITE,
     sampling=SAMPLING,
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
@@ -66,9 +67,10 @@ SAMPLING = st.sampled_from(
     tokens=st.integers(1, 5),
 )
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-def test_any_method_on_any_input(models, samples, method, head, lite, sampling, dtype, attention, cache, tokens):
+def test_any_method_on_any_input(models, samples, choices, lite, sampling, dtype, attention, cache, tokens):
     model, inputs = models[dtype, attention], batch(samples, dtype)
-    method |= dict(zip(("objective", "head_topk"), head, strict=True))
+    method, head, lasting = choices
+    method |= dict(zip(("objective", "head_topk", "refresh", "keep_shift"), (*head, *lasting), strict=True))
     call = {**inputs, **sampling, "max_new_tokens": tokens, "cache_implementation": cache}
 
     def seeded(generate, *arguments):

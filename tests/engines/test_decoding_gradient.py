@@ -10,6 +10,7 @@ from random_model import (
     Forced,
     batch,
     forced_tokens,
+    moved_at_its_norm,
     packed,
     prompt,
     random_model,
@@ -19,21 +20,9 @@ from random_model import (
 from transformers import LogitsProcessorList
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.norm import KeptNorm
-from lmms_eval_vreason.method.shift import Shift
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, videos=((1, 4, 4), (2, 2, 4)))]
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4}
-
-
-def reference_move(values, delta, norm):
-    """V + ΔV at the norm of V; (tokens, kv_heads, head_dim), written apart from the package."""
-    moved = values + delta
-    if norm == "none":
-        return moved
-    axes = {"head": (2,), "token": (1, 2), "cache": (0, 1, 2)}[norm]
-    scale = (values.square().sum(axes, keepdim=True) / moved.square().sum(axes, keepdim=True)).sqrt()
-    return moved * scale
 
 
 def reference_loss(logits, alpha, objective):
@@ -59,7 +48,7 @@ def full_forward(model, inputs, tokens, delta, norm):
     def add(module, args, output):
         values = output[where].unflatten(-1, (-1, attention.head_dim))
         samples = zip(values.split(where.sum(1).tolist()), delta.split(where.sum(1).tolist()), strict=True)
-        moved = torch.cat([reference_move(*sample, norm) for sample in samples])
+        moved = torch.cat([moved_at_its_norm(*sample, norm) for sample in samples])
         return output.index_put(where.nonzero(as_tuple=True), moved.flatten(1))
 
     hook = attention.v_proj.register_forward_hook(add)
@@ -171,26 +160,3 @@ def test_further_steps_of_an_update_go_on_from_the_moved_values(rows, norm):
         (reference,) = torch.autograd.grad(loss, delta)
         # A step is the gradient in units, in units.
         assert relative_error((before - after) / packed(shift, shift.unit) ** 2 / 5.0, reference) <= 1e-10
-
-
-@pytest.mark.parametrize("norm", ["head", "token", "cache", "none"])
-def test_update_through_the_norm(norm):
-    """V_new and the closed form of its gradient against autograd, at a large ΔV."""
-    generator = torch.Generator().manual_seed(0)
-    values, delta, weight = (torch.randn(7, 2, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    delta.requires_grad_()
-    moved = reference_move(values, delta, norm)
-    (reference,) = torch.autograd.grad((moved * weight).sum(), delta)
-    values, delta, weight = (x.detach().transpose(0, 1)[None] for x in (values, delta, weight))
-    kept = KeptNorm(values, torch.ones(1, 1, 7, 1, dtype=torch.bool), norm)
-    ours, gradient = kept.moved(values + delta), kept.gradient(values + delta, weight)
-    assert torch.allclose(ours[0].transpose(0, 1), moved.detach(), rtol=1e-12)
-    assert torch.allclose(gradient[0].transpose(0, 1), reference, rtol=1e-10)
-
-
-def test_values_of_zero_norm_stay_zero():
-    values, everywhere = torch.zeros(1, 2, 4, 8), torch.tensor([True])
-    shift = Shift(values, torch.ones(1, 4, dtype=torch.bool), VReason(learning_rate=0.1))
-    gradient = shift.gradient(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 8))
-    shift.step(gradient, everywhere)
-    assert not shift.moved().any()

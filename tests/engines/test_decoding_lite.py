@@ -8,7 +8,7 @@ from transformers import DynamicCache, LogitsProcessorList
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.engines.hf.generation import frozen
 from lmms_eval_vreason.engines.hf.upstream import CACHE
-from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
+from lmms_eval_vreason.method.pruning import SCORES
 
 SAMPLES = [
     prompt(seed=1),
@@ -155,20 +155,6 @@ def test_cache_bytes_fall_by_the_arithmetic(sdpa, ratio):
     assert sizes[0] - sizes[1] == 3 * int(ratio * 16) * 3 * 2 * 2 * 8 * 4
 
 
-def test_counts_of_uneven_samples():
-    """⌊ratio · n⌋ go in each sample; text, padding and the tokens of others never do."""
-    video = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
-    present = torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6, [0, 0, 1, 1, 1, 1]], dtype=torch.bool)
-    scores = torch.tensor([[0.0, 0, 3, 1, 2, 0], [5, 4, 3, 2, 1, 0], [0] * 6])
-    kept = kept_tokens(scores, video, present, 0.5)
-    assert kept.tolist() == [
-        [False, True, True, False, True, True],
-        [True, True, True, False, False, True],
-        [False, False, True, True, True, True],
-    ]
-    assert torch.equal(kept_tokens(scores, video, present, 0.0), present)
-
-
 def test_scores_table(sdpa):
     inputs = batch(SAMPLES)
     cache = DynamicCache(config=sdpa.config.get_text_config())
@@ -178,16 +164,6 @@ def test_scores_table(sdpa):
     for name, reference in NORMS.items():
         assert torch.allclose(SCORES[name](states, video, 0), reference(cache), rtol=1e-5)
     assert set(SCORES) == {*NORMS, "random"}
-
-
-def test_random_score_is_seeded_and_independent_of_the_batch(sdpa):
-    video = torch.zeros(2, 12, dtype=torch.bool)
-    video[0, 2:10], video[1, 4:12] = True, True
-    draw = SCORES["random"](None, video, 7)
-    assert torch.equal(draw, SCORES["random"](None, video, 7))
-    assert not torch.equal(draw, SCORES["random"](None, video, 8))
-    assert torch.equal(draw[0, 2:10], draw[1, 4:12])
-    assert len(set(draw[0, 2:10].tolist())) == 8
 
 
 @pytest.mark.parametrize("samples", [SAMPLES[:1], [prompt(videos=(), text=9, seed=8)]], ids=["small", "none"])

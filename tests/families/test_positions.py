@@ -283,9 +283,11 @@ def test_wrong_inputs_are_named(model):
         generate(**inputs, positions="vllm")
     with pytest.raises(ValueError, match="more media than video_grid_thw has grids"):
         generate(**{**inputs, "video_grid_thw": None, "second_per_grid_ts": None})
-    with pytest.raises(ValueError, match="more grids than the prompts hold media"):
+    with pytest.raises(ValueError, match="more media than image_grid_thw has grids"):
+        generate(**{**inputs, "image_grid_thw": None})
+    with pytest.raises(ValueError, match=r"^image_grid_thw or video_grid_thw has more grids than"):
         generate(**{**inputs, "image_grid_thw": torch.tensor([[1, 12, 8], [1, 2, 2]])})
-    with pytest.raises(ValueError, match="a grid of 48 tokens meets fewer placeholders from token 2 "):
+    with pytest.raises(ValueError, match="from token 2 of its prompt on: pass the prompt and the grids"):
         generate(**{**inputs, "image_grid_thw": torch.tensor([[1, 12, 16]])})
     with pytest.raises(ValueError, match="second_per_grid_ts has 2 values for 1 videos"):
         generate(**{**inputs, "second_per_grid_ts": torch.ones(2)})
@@ -295,7 +297,7 @@ def test_wrong_inputs_are_named(model):
         generate(**{**rows_of([TABLE[3][0], TABLE[1][0]]), "attention_mask": None})
     with pytest.raises(ValueError, match="attention_mask has the shape"):
         trained_positions(model.config, inputs["input_ids"], inputs["attention_mask"][:, 1:])
-    with pytest.raises(TypeError, match="not for qwen3"):
+    with pytest.raises(TypeError, match="not for qwen3: pass positions='transformers'"):
         trained_positions(Qwen3Config(), inputs["input_ids"])
 
 

@@ -1,9 +1,11 @@
 """The journal: whole lines, half lines, newest lines, and folders that cannot be written."""
 
 import json
+import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from lmms_eval_vreason.journal.files import (
@@ -43,20 +45,18 @@ def test_a_half_written_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path
     journal.close()
     with journal.path.open("a") as file:
         file.write('{"kind": "sample", "key": "b", "ans')
-    assert [line.problem for line in read_lines(journal.path)] == ["", ""]
+    assert [line.record["kind"] for line in read_lines(journal.path)] == ["run", "sample"]
     again = Journal(tmp_path, RUN)
     again.add(sample("c"))
     assert set(again.finished) == {"a"}
     assert set(latest_samples(read_records(tmp_path))) == {"a", "c"}
-    assert not [line.problem for line in read_lines(journal.path) if line.problem]
+    assert all(line.record for line in read_lines(journal.path))
 
 
 def test_a_broken_line_in_the_middle_is_reported_with_its_place(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"kind": "run"}\nnot json\n[1]\n{"kind": "sample", "key": "a"}\n')
-    problems = {line.number: line.problem for line in read_lines(path) if line.problem}
-    assert set(problems) == {2, 3}
-    assert "is not JSON" in problems[2]
+    assert [line.number for line in read_lines(path) if line.record is None] == [2, 3]
     assert [record["kind"] for record in read_records(path)] == ["run", "sample"]
 
 
@@ -88,6 +88,23 @@ def test_a_file_is_another_one_when_it_changes(tmp_path):
     path.write_text("other")
     assert file_identity(str(path)) != before
     assert file_identity(str(tmp_path / "gone.mp4"))[1:] == [None, None]
+
+
+def test_a_folder_that_holds_the_journal_s_folder_is_a_mistake(tmp_path):
+    (tmp_path / "vreason_journal").mkdir()
+    inside = re.escape(str(tmp_path / "vreason_journal"))
+    with pytest.raises(JournalError, match=rf"holds no journal \(no \.jsonl file\): give {inside}$"):
+        journal_files(tmp_path)
+
+
+def test_pandas_reads_it(tmp_path):
+    """As docs/journal.md says, in place of a command of our own."""
+    journal = Journal(tmp_path, RUN)
+    journal.add(sample("a", thinking="a [red] one,\nthen <b>two</b>"))
+    journal.add(sample("b", thinking="", error={"type": "MediaError", "message": "1.mp4: there is no such file"}))
+    journal.add(sample("b", thinking="now"))
+    frame = pd.read_json(journal.path, lines=True).query("kind == 'sample'").drop_duplicates("key", keep="last")
+    assert frame["thinking"].tolist() == ["a [red] one,\nthen <b>two</b>", "now"]
 
 
 def test_equal_settings_have_equal_digests():

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.journal.files import read_records
-from lmms_eval_vreason.prompts.budgets import FORCED_CLOSE, Budgets
+from lmms_eval_vreason.prompts.budgets import FORCED_CLOSE, Budgets, Outcome
+from lmms_eval_vreason.prompts.split import holds_answer
 from lmms_eval_vreason.shapes.vocabulary import build_tokenizer
 
 UNHURRIED = settings(deadline=None)  # a busy machine may stop in the middle of an example
@@ -65,9 +66,14 @@ class Script:
             for row, plan in enumerate(self.plans):
                 scores[row, plan[min(step, len(plan) - 1)]] = 1.0
             chosen = self.budgets(ids, scores).argmax(-1)
+            for row, position in enumerate(self.budgets._forcing):
+                if position is not None:  # All probability is on one token.
+                    assert scores[row].exp().tolist() == [float(n == chosen[row]) for n in range(scores.shape[1])]
             ids = torch.cat([ids, chosen[:, None]], dim=1)
             lengths = [n + (not s) for n, s in zip(lengths, stopped.tolist(), strict=True)]
-            stopped = stopped | self.budgets.criteria(ids, None)
+            stops = self.budgets.criteria(ids, None)
+            assert stops.dtype == torch.bool
+            stopped = stopped | stops
             if stopped.all():
                 break
         return [self.tokenizer.decode(ids[row, 3 : 3 + n].tolist()) for row, n in enumerate(lengths)]
@@ -107,8 +113,17 @@ def test_each_sample_of_a_batch_has_its_own_budgets() -> None:
 
 def test_a_closed_thinking_without_an_answer_stops_at_the_answers_budget() -> None:
     script = Script(["<think> way</think> way way way way way way way way way way"], thinking=9, answer=2)
-    assert script.run() == ["<think> way</think> way way"]
+    (text,) = script.run()
+    assert text == "<think> way</think> way way"
     assert script.budgets.answer_cut == [True]
+    assert script.budgets.outcome(0, text, 5) == Outcome("way", "way way", False, True, 3)
+
+
+def test_one_token_may_hold_two_tags() -> None:
+    script = InPieces(["<think><answer>", "A</answer>", "</think><answer>", "B</answer>"], opened=False)
+    (text,) = script.run()
+    assert text == "<think><answer>A</answer></think><answer>B</answer>"
+    assert script.budgets.thinking_tokens == [3]
 
 
 QUOTE = " way<answer> and</answer>"
@@ -149,11 +164,14 @@ def test_what_the_padding_of_an_ended_sample_runs_out_of_is_not_its_own() -> Non
     outcome = script.budgets.outcome(0, "<think> way</think> B", 4)
     assert (outcome.thinking, outcome.answer) == ("way", "B")
     assert (outcome.thinking_cut, outcome.answer_cut, outcome.thinking_tokens) == (False, False, 4)
+    # Without thinking, or right after it: with the last token of the budget, and before anything is forced.
+    assert script.budgets.outcome(0, "B", 6) == Outcome("", "B", False, False, 0)
     closed = Script(["<think> way</think> B way"], thinking=6, answer=4)
     closed.run()
     assert closed.budgets.answer_cut == [True]
     outcome = closed.budgets.outcome(0, "<think> way</think> B", 4)
     assert (outcome.thinking_cut, outcome.answer_cut, outcome.thinking_tokens) == (False, False, 3)
+    assert closed.budgets.outcome(0, "<think> way</think>", 3) == Outcome("way", "", False, True, 3)
 
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>", "<analysis>", "</analysis>", "<Think>", "</THINK>", "<Answer>"]
@@ -178,6 +196,15 @@ def answer_is_over(text: str) -> bool:
         if not re.search(r"<answer>\s*\Z", before):
             return True
     return False
+
+
+@UNHURRIED
+@given(TEXTS)
+def test_an_answer_is_over_once_a_tag_closes_more_than_blanks(text: str) -> None:
+    thinking = re.search("</(?:think|analysis)>", text, re.IGNORECASE)
+    opener = re.search("<answer>", text, re.IGNORECASE)
+    start = thinking.end() if thinking else opener.start() if opener else 0
+    assert holds_answer(text) == answer_is_over(text[start:])
 
 
 @UNHURRIED

@@ -8,3 +8,5 @@ def test_a_task_that_asks_for_thinking_itself_is_left_alone() -> None:
     assert add_reasoning_prompt(own) == own
     assert add_reasoning_prompt("What moves?\n") == f"What moves?\n{REASONING_PROMPT}"
     assert add_reasoning_prompt("What moves?", "Reason.") == "What moves?\nReason."
+    for half in ("Think in <think></think>.", "Answer in <answer></answer>."):
+        assert add_reasoning_prompt(half, "Reason.") == f"{half}\nReason."

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
 
-from lmms_eval_vreason.prompts.budgets import Budgets, outcome_without_budgets
+from lmms_eval_vreason.prompts.budgets import Budgets, Outcome, outcome_without_budgets
 from lmms_eval_vreason.prompts.split import cut_at, joined, opens_thinking, split, untag
 from lmms_eval_vreason.protocol.answers import parse_choice
 from lmms_eval_vreason.protocol.benchmark import Benchmark, Question
@@ -173,7 +173,7 @@ def test_without_budgets_a_completion_returns_as_it_is_unless_the_prompt_opened_
     text = " <think> way</think><answer> B</answer>\n"
     ids = TOKENIZER.encode(text, add_special_tokens=False)
     plain = outcome_without_budgets(TOKENIZER, ids, text, opened=False, cut=True)
-    assert (plain.thinking, plain.answer, plain.answer_cut, plain.thinking_tokens) == ("", text, True, 0)
+    assert plain == Outcome("", text, thinking_cut=False, answer_cut=True, thinking_tokens=0)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,8 @@ def test_without_budgets_an_opened_thinking_gets_its_opener(text: str, cut: bool
 
 
 def test_until_cuts_the_answer_at_its_first_occurrence() -> None:
-    assert cut_at("B\n\nC", ["\n\n", ""]) == "B"
+    assert cut_at("the B\n\nC\n\nD", ["\n\n", ""]) == "the B"
+    assert cut_at("B\n\nC, D", [",", "\n\n"]) == "B"
     assert cut_at("B", ["\n\n"]) == "B"
 
 

@@ -7,7 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lmms_eval_vreason.prompts.split import split
-from lmms_eval_vreason.protocol.answers import parse_choice, parse_number, parse_open, parse_yes_no
+from lmms_eval_vreason.protocol.answers import format_number, parse_choice, parse_number, parse_open, parse_yes_no
 
 UNHURRIED = settings(deadline=None)  # a busy machine may stop in the middle of an example
 OPTIONS = {"A": "circle", "B": "square", "C": "triangle", "D": "star"}
@@ -99,6 +99,26 @@ def test_no_choice(text: str) -> None:
     assert choice(text) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("B since it has corners", "B"),
+        ("b. since it has corners", "B"),
+        ("(b) since it has corners", "B"),
+        ("a square has corners", None),  # the article
+        ("B. A", None),
+        ("B), A", None),
+    ],
+)
+def test_a_marked_answer_may_go_on_after_one_letter(text: str, key: str | None) -> None:
+    assert choice(f"<answer>{text}</answer>") == key
+
+
+@pytest.mark.parametrize("text", ["blue square", "Blue; square!", "B. blue\nsquare", "B: 'blue square'"])
+def test_an_option_s_text_is_known_by_its_words(text: str) -> None:
+    assert parse_choice(split(text), {"A": "red, round", "B": "blue, square"}) == "B"
+
+
 @UNHURRIED
 @given(chain=CHAIN)
 @example("B " * 14)
@@ -150,6 +170,7 @@ def test_any_text_is_taken_apart(text: str) -> None:
         ("4,5", 4.5),
         ("1/2", 0.5),
         ("-3/4", -0.75),
+        ("about 1/2 m", 0.5),
         ("3 1/2", 3.5),
         ("10%", 10),
         ("1.5e3", 1500),
@@ -160,6 +181,7 @@ def test_any_text_is_taken_apart(text: str) -> None:
         ("x = 4", 4),
         ("**4**", 4),
         ("There are 2 left and 3 right.\nAnswer: 5 chairs", 5),
+        (f"Answer: 4, {'so ' * 12}", 4),
     ],
 )
 @pytest.mark.parametrize("clothes", ["{}", "<answer>{}</answer>", "<think>7 or 8</think>\n{}", "I count 7, 8.\n{}"])
@@ -168,7 +190,18 @@ def test_right_number_in_every_form(clothes: str, text: str, number: float) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "four", "B2", "1/0", "1e999", "3 to 4", "There are 3 on the left and 2 on the right", "<think>4"]
+    "text",
+    [
+        "",
+        "four",
+        "B2",
+        "1/0",
+        "1e999",
+        "3 to 4",
+        "There are 3 on the left and 2 on the right",
+        "<think>4",
+        "so " * 12 + "4",
+    ],
 )
 def test_no_number(text: str) -> None:
     assert parse_number(split(text)) is None
@@ -178,6 +211,14 @@ def test_no_number(text: str) -> None:
 @given(number=st.integers(-(10**9), 10**9), unit=st.sampled_from(["", " m", "cm", " square metres", " 米"]))
 def test_thousands_separators_and_units(number: int, unit: str) -> None:
     assert parse_number(split(f"<answer>{number:,}{unit}</answer>")) == number
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(4, "4"), (400, "400"), (-0.25, "-0.25"), (0, "0"), (1 / 3, "0.3333333333"), (1e15, "1" + "0" * 15)],
+)
+def test_a_number_returns_in_plain_digits(number: float, text: str) -> None:
+    assert format_number(number) == text
 
 
 @UNHURRIED
@@ -218,5 +259,8 @@ def test_open_answers(answer: str) -> None:
 
 def test_open_answers_need_a_mark_or_one_short_line() -> None:
     assert parse_open(split("O(n²)")) == "O(n²)"
+    assert parse_open(split("It grows.\nAnswer: O(n²)")) == "O(n²)"
+    assert parse_open(split("It grows.\nO(n²)")) == "O(n²)"
     assert parse_open(split("It sorts first.\nThe answer is merge sort.")) == "merge sort."
-    assert parse_open(split("it goes on " * 10)) is None
+    assert parse_open(split("on " * 12)) == ("on " * 12).strip()
+    assert parse_open(split("on " * 13)) is None

@@ -76,6 +76,7 @@ def test_task_files(path: Path) -> None:
     figures = config["process_results"](doc, ["<answer>B</answer>"])
     assert set(figures) == {metric["metric"] for metric in config["metric_list"]}
     assert figures["score"]["template"] == config["metadata"]["template_digest"]
+    assert config["metadata"]["version"] == templates.PROTOCOL_VERSION
     assert figures["score"]["video"]
 
 
@@ -128,6 +129,8 @@ def test_the_digest_follows_the_text_and_not_the_name(tmp_path: Path) -> None:
         file.write_text(yaml.safe_dump(content | {"prompt": prompt}))
         digests.append(templates.load_template(file).digest)
     assert digests[0] == digests[1] != digests[2]
+    with pytest.raises(AttributeError, match="no attribute 'metadata'"):
+        templates.metadata  # noqa: B018
 
 
 @pytest.mark.parametrize("content", ["prompt: [", "prompt: '{question}'", None])

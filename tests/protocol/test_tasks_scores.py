@@ -1,18 +1,24 @@
 """Scores of the six benchmarks: a right answer in any form scores 1, a wrong chain that mentions it 0. No judge."""
 
 import math
+import os
 import socket
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 
+import lmms_eval.tasks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lmms_eval.utils import load_yaml_config
 from offline_documents import OPTIONS, benchmarks
 
+from lmms_eval_vreason.prompts.split import split
+from lmms_eval_vreason.protocol import stock, videomathqa
 from lmms_eval_vreason.protocol.aggregates import mean_over_benchmarks, mean_score, mean_tokens
+from lmms_eval_vreason.protocol.benchmark import lettered
 from lmms_eval_vreason.protocol.stock import stock_config, stock_utils
 from lmms_eval_vreason.shapes.architecture import random_checkpoint
 
@@ -85,6 +91,9 @@ def test_wrong_or_missing_answer_scores_zero_and_counts(benchmark: str, text: st
     figures = scorer(function)(document(*place), [text])
     assert figures["score"]["score"] == 0
     assert figures["answer_found"]["score"] == float(figures["score"]["answer"] is not None)
+    response = split(text)
+    assert (figures["cut"]["score"], figures["thinking_tokens"]["text"]) == (float(response.cut), response.thinking)
+    assert figures["output_tokens"]["text"] == text
     assert mean_score([figures["score"], {**figures["score"], "score": 1.0}]) == 0.5
 
 
@@ -119,6 +128,20 @@ def test_exactly_the_gold_letter_scores(benchmark: str, letter: str, index: int)
 def test_numbers_by_mean_relative_accuracy(text: str, score: float) -> None:
     figures = scorer("vsibench.mra_results")(document("nyu-visionx/VSI-Bench", "full", 3), [text])
     assert figures["score"]["score"] == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("½", "0.5"),  # no digit to Python, and a number all the same
+        ("three hundred and twenty one metres", "321"),
+        ("I can see that four of them are here", None),
+        ("four of 7 or 8", None),
+    ],
+)
+def test_numbers_in_words(text: str, answer: str | None) -> None:
+    figures = scorer("vsibench.mra_results")(document("nyu-visionx/VSI-Bench", "full", 3), [text])
+    assert figures["score"]["answer"] == answer
 
 
 @UNHURRIED
@@ -175,6 +198,25 @@ def test_tempcompass_and_mvbench_options_are_those_of_the_question() -> None:
     assert question.text.splitlines()[1:] == OPTIONS
 
 
+@pytest.mark.parametrize("form", ["{}. {}", "{}.{}", "{}) {}", "({}) {}"])
+def test_a_letter_that_leads_every_option_is_taken_off(form: str) -> None:
+    texts = {"A": "(x + 1)", "B": "B.", "C": ""}
+    assert lettered([form.format(*option) for option in texts.items()]) == texts
+    half = [form.format("A", "one"), "two"]
+    assert lettered(half) == dict(zip("AB", half, strict=True))
+
+
+@pytest.mark.parametrize(("benchmark", "key", "folder"), [("tempcompass", "video_id", "."), ("videommmu", "id", "Art")])
+def test_videos_are_the_stock_tasks(
+    benchmark: str, key: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stock_utils(benchmark), "cache_dir", str(tmp_path))
+    video = tmp_path / folder / "dev_Art_1.mp4"
+    video.parent.mkdir(exist_ok=True)
+    video.touch()
+    assert [Path(path) for path in scorer(f"{benchmark}.doc_to_visual")({key: "dev_Art_1"})] == [video]
+
+
 def items(scores: list[float], benchmark: str, pooled: bool = False) -> list[dict]:
     return [{"score": score, "benchmark": benchmark, "pooled": pooled} for score in scores]
 
@@ -191,6 +233,8 @@ def test_benchmarks_weigh_the_same_and_pool_by_their_own_rule() -> None:
     assert mean_over_benchmarks(means[:2], sizes[:2], False) == 0.75
     assert mean_over_benchmarks(means[2:4], sizes[2:4], False) == pytest.approx(5 / 6)
     assert mean_over_benchmarks(means, sizes, False) == pytest.approx(fmean([0.75, 5 / 6, 0]))
+    with pytest.raises(ValueError, match="shorter"):
+        mean_over_benchmarks(means, sizes[:-1], False)
 
 
 def test_token_lengths_are_the_checkpoints(tmp_path: Path) -> None:
@@ -198,9 +242,40 @@ def test_token_lengths_are_the_checkpoints(tmp_path: Path) -> None:
     texts = [{"text": text, "benchmark": "mmvu", "pooled": False} for text in ("<think>ab</think>", "")]
     args = Namespace(model_args=f"pretrained={tmp_path},max_num_frames=4")
     assert mean_tokens(texts, args) == pytest.approx(4 / 2)
-    assert mean_tokens(texts, Namespace(model_args={"pretrained": str(tmp_path)})) == pytest.approx(4 / 2)
+    for name in ("pretrained", "model"):  # transformers' name and vLLM's
+        assert mean_tokens(texts, Namespace(model_args={name: str(tmp_path)})) == pytest.approx(4 / 2)
     for unknown in (None, Namespace(model_args=""), Namespace(model_args=f"pretrained={tmp_path / 'missing'}")):
         assert math.isnan(mean_tokens(texts, unknown))
+
+
+@pytest.mark.parametrize("benchmark", stock._FILES)
+def test_stock_configuration_is_what_lmms_eval_reads(benchmark: str) -> None:
+    stock._load.cache_clear()
+    path = Path(lmms_eval.tasks.__file__).parent / stock._FILES[benchmark]
+    expected = load_yaml_config(str(path), mode="full")
+    own = stock_config(benchmark)
+    assert own.keys() == expected.keys()
+    functions = {key for key, value in expected.items() if callable(value)}
+    for key in own.keys() - {"metric_list"}:  # it holds functions
+        assert own[key] == (None if key in functions else expected[key])
+    assert getattr(stock, f"{benchmark}__dataset_path") == expected["dataset_path"]
+
+
+def test_a_stock_module_finds_the_libraries_default_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HOME", raising=False)
+    stock_utils("mvbench")
+    assert Path(os.environ["HF_HOME"]) == Path.home() / ".cache" / "huggingface"
+    monkeypatch.setenv("HF_HOME", "elsewhere")
+    stock_utils("mvbench")
+    assert os.environ["HF_HOME"] == "elsewhere"
+
+
+@pytest.mark.parametrize("part", ["mcq", "mcq_cot", "mbin", "mbin_cot"])
+def test_every_model_gets_the_subtitles_of_qwen2_5_vl(part: str) -> None:
+    expected = stock_config(f"videomathqa_{part}")["lmms_eval_specific_kwargs"]["qwen2_5_vl"]
+    assert expected["frame_num"] == 768
+    assert videomathqa._for_every_model(f"videomathqa_{part}") == {"default": expected}
+    assert getattr(videomathqa, part) == {"default": expected}
 
 
 def test_stock_configuration_is_read_and_never_shared() -> None:
@@ -208,5 +283,6 @@ def test_stock_configuration_is_read_and_never_shared() -> None:
     assert first["dataset_path"] == "nyu-visionx/VSI-Bench"
     first["dataset_kwargs"].clear()
     assert second["dataset_kwargs"]["cache_dir"] == "vsibench"
-    with pytest.raises(AttributeError, match="no attribute"):
-        import_module(f"{PACKAGE}.stock").nothing  # noqa: B018
+    for name in ("nothing", "nothing__key", "vsibench"):
+        with pytest.raises(AttributeError, match="no attribute"):
+            getattr(stock, name)

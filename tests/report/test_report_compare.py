@@ -8,17 +8,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from report_runs import record, trace, write_journal, write_run
-from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA
 from lmms_eval_vreason.report.compare import MEAN, MEAN_WITH_MRA, compare
-from lmms_eval_vreason.report.figures import peaks, png, report_figures
-from lmms_eval_vreason.report.journals import read_journal
+from lmms_eval_vreason.report.figures import report_figures, save
+from lmms_eval_vreason.report.journals import entropy_figures, peaks, read_journal
 from lmms_eval_vreason.report.runs import read_run
-from lmms_eval_vreason.report.tables import latex, markdown, print_terminal, report_page, score_table
+from lmms_eval_vreason.report.tables import as_json, latex, markdown, report_page, score_table, terminal
 
 RNG = np.random.default_rng(11)
 N = 60
@@ -176,18 +175,51 @@ def test_figures_of_equal_runs_say_that_they_are_equal(tmp_path):
     assert notes["efficiency"] == ["a, b: equal"]
 
 
-def test_peak_figure_has_no_offset_over_its_label(tmp_path):
-    """Heights that differ in the sixth digit: matplotlib would factor out an offset and draw it over the label."""
-    folder = write_run(tmp_path, {"videomme": [1.0] * 12})
-    traces = [trace(np.ones(9)) | {"ema": [0.02205 + i * 1e-6] * 9} for i in range(12)]
+def traced_run(folder, traces):
+    """A run of Video-MME, one right answer a trace, with a journal that holds the traces."""
+    write_run(folder, {"videomme": [1.0] * len(traces)})
     records = [record("videomme", i, trace=own) for i, own in enumerate(traces)]
     write_journal(folder, records, model_args={"pretrained": "tiny"})
-    figure = report_figures(compare([read_run(str(folder))]))["peak"]
-    png(figure)
-    assert [axes.xaxis.get_offset_text().get_text() for axes in figure.axes] == ["", ""]
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    low, high = figure.axes[0].get_xlim()
-    assert high - low >= 4
+    return read_run(str(folder))
+
+
+def by_hand(**columns):
+    """A trace with these columns."""
+    return trace(np.ones(len(columns["entropy"]))) | columns
+
+
+def test_entropy_is_that_of_the_distributions_that_tokens_were_chosen_from(tmp_path):
+    """Two updates of three tokens each; the third one was not refreshed, so the entropy before it is all there is."""
+    first = by_hand(entropy=[1.0, 2.0, 4.0], entropy_change=[None, -0.5, None], alpha=[0, -1, -1])
+    second = by_hand(entropy=[3.0, 6.0], entropy_change=[None, 1.5], alpha=[0, 1])
+    comparison = compare([traced_run(tmp_path, [first, second])])
+    figures = comparison.entropy[tmp_path.name]
+    assert figures["chosen_from"] == pytest.approx((1 + 1.5 + 4 + 3 + 7.5) / 5)
+    assert figures["entropy_change_percent"] == pytest.approx(100 * (0.5 + 1.5) / (2 + 6))
+    entropy = report_figures(comparison)["entropy"].axes[0]
+    assert entropy.get_ylabel() == "Entropy that tokens\nwere chosen from (nats)"
+    assert entropy.lines[0].get_ydata() == pytest.approx([2.0, 4.5])  # one sample alone goes further
+    assert "| Entropy that tokens were chosen from (nats) |" in markdown(comparison)
+    assert json.loads(as_json(comparison))["entropy"][0]["chosen_from"] == pytest.approx(3.4)
+
+
+def test_share_of_likeliest_tokens_that_updates_changed(tmp_path):
+    """Journals of older versions have no such column."""
+    columns = {"entropy": [1.0] * 4, "entropy_change": [None, 0.1, 0.1, 0.1]}
+    with_column = traced_run(tmp_path / "new", [by_hand(**columns, changed=[None, 1, 0, 0]), by_hand(**columns)])
+    comparison = compare([with_column, traced_run(tmp_path / "old", [by_hand(**columns)])])
+    assert comparison.entropy["new"]["changed_percent"] == pytest.approx(100 / 3)
+    shown = terminal(comparison, 100)
+    assert re.search(r"Updates that changed the likeliest token +33\.33% +–\n", shown)
+    assert json.loads(as_json(comparison))["entropy"][1]["changed_percent"] is None
+
+
+def test_entropy_of_seeds_is_over_all_their_traces(tmp_path):
+    runs = [
+        traced_run(tmp_path / str(i) / "x", [by_hand(entropy=[h] * 3, ema=[h] * 3)]) for i, h in enumerate((1.0, 2.0))
+    ]
+    (figures,) = compare(runs).entropy.values()  # one of three tokens has an update
+    assert (figures["chosen_from"], figures["peak"]) == pytest.approx((1.5 + 0.02 / 3, 1.5))
 
 
 def test_report_says_that_the_method_is_off(tmp_path):
@@ -249,9 +281,8 @@ def test_published_means_are_the_papers(tmp_path):
     assert cell(comparison, MEAN_WITH_MRA, "V-Reason-7B Lite")["score"] == pytest.approx(51.4, abs=0.05)
 
 
-def test_terminal_of_eighty_columns_breaks_no_word_and_shows_every_figure(two, capsys):
-    print_terminal(compare(two, resamples=200), Console(width=80))
-    shown = capsys.readouterr().out
+def test_terminal_of_eighty_columns_breaks_no_word_and_shows_every_figure(two):
+    shown = terminal(compare(two, resamples=200), 80)
     assert max(map(len, shown.splitlines())) <= 80
     assert all(word in shown for word in ("Video-MME", "(accuracy)", "p", "(Holm)", "Thinking", "memory"))
     assert all(figure in shown for figure in score_table(compare(two, resamples=200))["Score ± SE"])
@@ -275,7 +306,8 @@ def test_page_stands_alone_and_escapes_what_others_wrote(tmp_path):
     runs = [read_run(f"<b>a={tmp_path / 'a'}"), read_run(f"b={tmp_path / 'b'}")]
     comparison = compare(runs, resamples=200)
     reader = Reader()
-    page = report_page(comparison, {name: png(figure) for name, figure in report_figures(comparison).items()})
+    images = {name: save(own, tmp_path / name)[0] for name, own in report_figures(comparison).items()}
+    page = report_page(comparison, images)
     reader.feed(page)
     assert "script" not in reader.tags
     assert "&lt;b&gt;a" in page
@@ -317,7 +349,7 @@ def test_command_writes_every_format(tmp_path, capsys):
     assert "Video-MME" in shown
     assert "12 of 12 samples steered" in shown
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    names = ("differences", "efficiency", "entropy", "peak", "shift", "steps")
+    names = ("differences", "efficiency", "entropy", "shift", "steps")
     assert written == {f"table{suffix}" for suffix in (".md", ".csv", ".json", ".tex", ".html")} | {
         f"table-{name}.{kind}" for name in names for kind in ("png", "svg")
     }
@@ -342,11 +374,14 @@ def test_unsteered_run_warns_unless_it_is_meant(tmp_path):
 
 
 def test_peak_is_where_the_average_is_highest(tmp_path):
-    values = trace(np.array([1.0, 3.0, 2.0, 0.0, 0.0]))
-    table = read_journal([write_journal(tmp_path, [record("t", 0, trace=values)], model_args={})], [])
-    found = peaks(table)
-    assert found["position"].tolist() == [int(np.argmax(values["ema"])) + 1]
-    assert found["height"].iat[0] == pytest.approx(max(values["ema"]))
+    traces = [trace(np.array(values)) for values in ([1.0, 3.0, 2.0, 0.0, 0.0], [2.0, 0.0], [9.0, 9.0])]
+    records = [record("t", i, trace=own) for i, own in enumerate(traces)]
+    path = write_journal(tmp_path, records, model_args={})
+    tokens = read_journal([path], {"policy": "switch", "update_every": 2}, []).tokens
+    expected = [(int(np.argmax(own["ema"])) + 1, max(own["ema"])) for own in traces]
+    assert peaks(tokens).to_numpy() == pytest.approx(np.array(expected))
+    medians = {name: entropy_figures(tokens)[name] for name in ("peak_token", "peak")}
+    assert medians == pytest.approx({"peak_token": 2, "peak": sorted(height for _, height in expected)[1]})
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from lmms_eval_vreason.journal.summary import steering_facts, steering_line, ste
 from lmms_eval_vreason.report.catalogue import VSI_ACCURACY, VSI_MRA, benchmark_of, part_of
 from lmms_eval_vreason.report.compare import compare
 from lmms_eval_vreason.report.files import parse_run, read_json_lines
-from lmms_eval_vreason.report.journals import curve, journal_facts, read_journal
+from lmms_eval_vreason.report.journals import curve, read_journal
 from lmms_eval_vreason.report.runs import arguments, read_run
 from lmms_eval_vreason.report.scores import answer_of, score_of, unfinished, video_of
+
+SWITCH = {"policy": "switch", "update_every": 2}
 
 
 @pytest.mark.parametrize("task", [task for task in STOCK if task != "vsibench"])
@@ -231,9 +233,9 @@ def test_journal_drops_half_a_line_and_keeps_the_last_of_a_key(tmp_path):
     path = write_journal(tmp_path, [record("t", 0), record("t", 1), record("t", 0, answer_cut=True)], model_args={})
     path.write_text(path.read_text() + '{"kind": "sample", "ke')
     notices = []
-    table = read_journal([path], notices)
-    assert table["doc_id"].to_pylist() == [1, 0]
-    assert table["answer_cut"].to_pylist() == [False, True]
+    samples = read_journal([path], SWITCH, notices).samples
+    assert samples["doc_id"].tolist() == [1, 0]
+    assert samples["cut"].tolist() == [False, True]
     assert "half-written" in notices[0]
 
 
@@ -242,18 +244,20 @@ def test_journal_with_a_broken_line_in_the_middle(tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1], "{broken", lines[2]]) + "\n")
     notices = []
-    assert read_journal([path], notices)["doc_id"].to_pylist() == [0, 1]
+    assert read_journal([path], SWITCH, notices).samples["doc_id"].tolist() == [0, 1]
     assert "1 lines are not JSON" in notices[0]
 
 
 def test_curve_is_the_mean_over_samples_that_reach_a_token(tmp_path):
     long, short = np.array([1.0, 2.0, 4.0, 8.0]), np.array([3.0, 4.0])
     records = [record("t", i, trace=trace(values)) for i, values in enumerate([long, short, short])]
-    table = read_journal([write_journal(tmp_path, records, model_args={})], [])
-    found = curve(table, "entropy")
-    assert found.mean == pytest.approx([7 / 3, 10 / 3])  # one sample alone goes further
-    assert found.error == pytest.approx([np.std([1, 3, 3], ddof=1) / 3**0.5, np.std([2, 4, 4], ddof=1) / 3**0.5])
-    assert curve(table, "entropy", least=1).samples.tolist() == [3, 3, 1, 1]
+    tokens = read_journal([write_journal(tmp_path, records, model_args={})], SWITCH, []).tokens
+    found = curve(tokens, "entropy")
+    assert found["mean"].tolist() == pytest.approx([7 / 3, 10 / 3])  # one sample alone goes further
+    errors = [np.std([1, 3, 3], ddof=1) / 3**0.5, np.std([2, 4, 4], ddof=1) / 3**0.5]
+    assert found["sem"].tolist() == pytest.approx(errors)
+    assert curve(tokens, "entropy", least=1)["count"].tolist() == [3, 3, 1, 1]
+    assert curve(tokens, "entropy", least=1).index.tolist() == [1, 2, 3, 4]
 
 
 def mixed_records():
@@ -265,7 +269,7 @@ def mixed_records():
 
 
 def facts_of(records, policy="switch"):
-    return steering_facts(records, policy=policy, update_every=2)
+    return steering_facts(records, policy=policy)
 
 
 def test_steering_line_counts_what_the_journal_holds():
@@ -297,18 +301,18 @@ def test_cost_of_due_steps():
     assert "a due step takes 1.20 times an ordinary one, which adds 10.5% to the decoding time" in steering_line(facts)
 
 
-@given(st.integers(1, 7), st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=6))
-def test_cost_counts_due_steps_and_not_updates(every, samples):
-    """A step in which α moves nothing is due all the same; a batch without video has no due step."""
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 59)), min_size=1, max_size=6))
+def test_cost_counts_steps_with_an_update_and_not_updates(samples):
+    """A sample that does not move takes the time of a batch in which another does."""
     records, due, ordinary = [], 0, 0
-    for index, (tokens, steered) in enumerate(samples):
-        own = sum((token + 1) % every == 0 for token in range(1, tokens)) if steered else 0
+    for index, (tokens, own) in enumerate(samples):
+        own = min(own, tokens - 1)
         due, ordinary = due + own, ordinary + tokens - 1 - own
         seconds = {"ordinary": 0.1 * (tokens - 1 - own), "due": 0.15 * own}
-        moved = {"updates": min(1, own), "alpha": [0] * tokens, "entropy_change": [None] * tokens}
+        moved = {"updates": 0, "due_steps": own, "alpha": [0] * tokens, "entropy_change": [None] * tokens}
         records.append(record("t", index, trace=trace(np.ones(tokens)) | moved, seconds=seconds,
                               tokens={"output": tokens}))  # fmt: skip
-    facts = steering_facts(records, policy="switch", update_every=every)
+    facts = facts_of(records)
     if due and ordinary:
         assert facts.due_step_ratio == pytest.approx(1.5)
         assert facts.overhead == pytest.approx(0.5 * due / (due + ordinary))
@@ -316,21 +320,20 @@ def test_cost_counts_due_steps_and_not_updates(every, samples):
         assert facts.due_step_ratio is facts.overhead is None
 
 
-def test_steering_facts_agree_between_records_and_table(tmp_path):
-    table = read_journal([write_journal(tmp_path, mixed_records(), model_args={})], [])
-    own = asdict(journal_facts(table, {"policy": "switch", "update_every": 2}))
-    expected = asdict(facts_of(mixed_records()))
-    assert own.pop("notes") == expected.pop("notes")
-    assert own == pytest.approx(expected)
+def test_facts_of_a_journal_are_those_of_its_samples(tmp_path):
+    path = write_journal(tmp_path, [*mixed_records(), record("other", 0)], model_args={})
+    own = asdict(read_journal([path], SWITCH, [], tasks={"t"}).facts)
+    assert own == asdict(facts_of(mixed_records()))
     assert own["entropy_change_lowering"] is not None
+    assert read_journal([path], SWITCH, [], tasks={"none"}).facts is None
 
 
-def test_facts_without_arrays_keep_their_counts(tmp_path):
+def test_facts_without_all_traces_keep_their_counts(tmp_path):
     records = [record("t", i) for i in range(40)]
-    table = read_journal([write_journal(tmp_path, records, model_args={})], [], traces=4)
-    facts = journal_facts(table, {"policy": "switch", "update_every": 2})
-    assert (facts.steered, facts.updates, facts.due_step_ratio) == (40, 400, pytest.approx(1.2))
-    assert facts.shift == pytest.approx(0.01)
+    journal = read_journal([write_journal(tmp_path, records, model_args={})], SWITCH, [], traces=4)
+    assert journal.tokens.index.unique("sample").tolist() == [0, 10, 20, 30]
+    assert (journal.facts.steered, journal.facts.updates, journal.facts.due_step_ratio) == (40, 400, pytest.approx(1.2))
+    assert journal.facts.shift == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +356,7 @@ def test_no_records_no_warning():
 def test_reports_import_no_torch_and_no_lmms_eval():
     code = (
         "import sys\n"
-        "from lmms_eval_vreason.report import compare, figures, flips, sample_figure, submit, tables\n"
+        "from lmms_eval_vreason.report import compare, figures, flips, sample_page, submit, tables\n"
         "assert not {'torch', 'lmms_eval', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -10,9 +11,17 @@ from offline import MINIMUM_DOCS, write_video
 from report_runs import record, trace, write_journal, write_run
 
 from lmms_eval_vreason.cli import main
+from lmms_eval_vreason.report.figures import save
 from lmms_eval_vreason.report.flips import as_page, as_text, find_flips, summary
 from lmms_eval_vreason.report.runs import read_run
-from lmms_eval_vreason.report.sample_figure import find_sample, find_verdict, flow, sample_figure, thumbnails
+from lmms_eval_vreason.report.sample_page import (
+    find_sample,
+    find_verdict,
+    sample_figure,
+    sample_page,
+    sample_title,
+    thumbnails,
+)
 from lmms_eval_vreason.report.submit import submission, write_submission
 
 
@@ -20,13 +29,12 @@ def pair(tmp_path, **tasks):
     """Two runs; each task maps to (scores of the first, scores of the second)."""
     write_run(tmp_path / "a", {task: scores[0] for task, scores in tasks.items()}, response="<think>hm</think>C")
     write_run(tmp_path / "b", {task: scores[1] for task, scores in tasks.items()}, response="<b>B</b> & more")
-    arguments = [f"{name}={tmp_path / name}" for name in "ab"]
-    return [(argument, read_run(argument)) for argument in arguments]
+    return [read_run(f"{name}={tmp_path / name}") for name in "ab"]
 
 
 def test_flips_are_the_questions_on_which_one_is_right(tmp_path):
     flips = find_flips(*pair(tmp_path, videomme=([1, 0, 0, 1], [1, 1, 0, 0]), vsibench=([0.2, 0.4], [0.2, 0.7])))
-    assert [(flip.task, flip.doc_id, flip.gained) for flip in flips] == [
+    assert [(flip["task"], flip["doc_id"], flip["gained"]) for flip in flips] == [
         ("vsibench", 1, True),
         ("videomme", 1, True),
         ("videomme", 3, False),
@@ -49,7 +57,7 @@ def test_flips_of_runs_without_common_samples(tmp_path):
     write_run(tmp_path / "a", {"videomme": [1.0]})
     write_run(tmp_path / "b", {"mmvu_val": [1.0]})
     with pytest.raises(ValueError, match="no sample in common"):
-        find_flips(*((str(tmp_path / name), read_run(str(tmp_path / name))) for name in "ab"))
+        find_flips(*(read_run(str(tmp_path / name)) for name in "ab"))
 
 
 def test_flips_command(tmp_path, capsys):
@@ -59,16 +67,6 @@ def test_flips_command(tmp_path, capsys):
     assert capsys.readouterr().out.count("document") == 1
     assert (tmp_path / "out" / "flips.txt").read_text().count("document") == 2
     assert (tmp_path / "out" / "flips.html").read_text().count("<h2>") == 2
-
-
-def test_flow_wraps_between_tokens_and_cuts_long_ones():
-    placed, lines = flow(["ab", "cd", "ef", "\n", "gh", "x" * 9], 5)
-    assert placed[:3] == [(0, 0, 0, "ab"), (1, 2, 0, "cd"), (2, 0, 1, "ef")]
-    assert placed[3] == (3, 2, 1, "⏎")
-    assert placed[4] == (4, 0, 2, "gh")
-    assert [part for index, _, _, part in placed if index == 5] == ["xxxxx", "xxxx"]
-    assert lines == max(line for _, _, line, _ in placed) + 1
-    assert all(column + len(part) <= 5 for _, column, _, part in placed)
 
 
 @pytest.fixture
@@ -102,23 +100,68 @@ def test_thumbnails_are_frames_of_the_video(journalled):
     assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50  # the square has moved
 
 
-def test_sample_figure_draws_each_token_once_and_nothing_beyond_its_width(journalled):
+class Tokens(HTMLParser):
+    """Collects the text, the colour and the title of each ``span`` that has a title."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.colours, self.titles = [], [], []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.inside = tag == "span" and "title" in attrs
+        if self.inside:
+            self.texts.append("")
+            self.colours.append(attrs.get("style"))
+            self.titles.append(attrs["title"])
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.texts[-1] += data
+
+
+def test_page_shows_each_token_once_coloured_by_the_entropy_it_was_chosen_from(tmp_path, journalled):
+    columns = {"entropy": [1.0, 2.0, None, 0.0], "entropy_change": [None, 2.0, None, None]}
     sample = find_sample(str(journalled), [])
-    figure = sample_figure(sample)
+    sample["trace"] |= trace(np.ones(4)) | columns | {"tokens": ["<b>", "a & b", "\n\n", " $5"]}
+    image, _ = save(sample_figure(sample, "title"), tmp_path / "figure")
+    page = sample_page(sample, sample_title(sample), image)
+    shown = Tokens(page)
+    assert shown.texts == sample["trace"]["tokens"]
+    assert [colour and colour.split("/ ")[1] for colour in shown.colours] == ["25%)", "100%)", None, "0%)"]
+    assert shown.titles[:2] == ["token 1: 1.000 nats", "token 2: 4.000 nats"]
+    assert "0 to 4.00 nats" in page
+    assert "Costs $5 or $6?" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_sample_figure_draws_the_entropy_that_tokens_were_chosen_from(journalled):
+    sample = find_sample(str(journalled), [])
+    figure = sample_figure(sample, "title")
+    changes = np.array(sample["trace"]["entropy_change"], dtype=float)
+    expected = np.array(sample["trace"]["entropy"]) + np.nan_to_num(changes)
+    assert figure.axes[1].lines[0].get_ydata() == pytest.approx(expected)
+    assert figure.axes[1].get_ylabel() == "Entropy that tokens\nwere chosen from (nats)"
     figure.canvas.draw()
-    text = figure.axes[3]
-    shown = [item.get_text() for item in text.texts]
-    assert shown == sample["trace"]["tokens"]
-    box = text.get_window_extent()
-    extents = [item.get_window_extent() for axes in figure.axes[1:4] for item in axes.texts]
-    assert max(extent.x1 for extent in extents) <= box.x1 + 2
-    assert all(extent.y1 <= figure.bbox.y1 for extent in extents)
+    titles = [text.get_window_extent() for text in figure.texts]
+    assert all(extent.x1 <= figure.bbox.x1 and extent.y1 <= figure.bbox.y1 for extent in titles)
+
+
+def test_lost_traces_file_is_a_clear_error(journalled):
+    next((journalled / "vreason_journal").glob("*.traces.jsonl")).unlink()
+    with pytest.raises(ValueError, match="trace of videomme/1 is not in the traces' file"):
+        find_sample(str(journalled), [])
 
 
 def test_sample_figure_says_that_frames_are_gone(journalled):
-    figure = sample_figure(find_sample(f"{journalled}#videomme/0", []))
+    figure = sample_figure(find_sample(f"{journalled}#videomme/0", []), "title")
     assert "0.mp4 cannot be read: no such file" in figure.axes[0].texts[0].get_text()
-    assert "not steered: policy is off" in figure.axes[-1].get_xlabel() + figure.axes[-2].get_xlabel()
+    assert "not steered: policy is off" in figure.axes[-1].get_xlabel()
 
 
 def test_plot_shows_gold_and_whether_the_answer_is_right(journalled):
@@ -130,7 +173,9 @@ def test_plot_shows_gold_and_whether_the_answer_is_right(journalled):
         sample = find_sample(str(place), [])
         verdict = find_verdict(f"{place}#videomme/1", sample, [])
         assert (verdict.gold, verdict.score) == ("A", 0.0)
-    assert "gold: A · wrong" in sample_figure(sample, verdict).texts[0].get_text()
+    title = sample_title(sample, verdict)
+    assert title == "videomme, document 1 · answer: A · gold: A · wrong"
+    assert sample_figure(sample, title).get_suptitle() == title
     path = next(journalled.rglob("*_samples_videomme.jsonl"))
     again = json.loads(path.read_text().splitlines()[1])
     again["videomme_perception_score"]["score"] = 1.0
@@ -145,7 +190,8 @@ def test_plot_shows_gold_and_whether_the_answer_is_right(journalled):
 def test_plot_command(journalled, capsys):
     assert main(["plot", str(journalled), "--output", str(journalled / "figure")]) == 0
     assert (journalled / "figure.png").stat().st_size > 10_000
-    assert "$5" in (journalled / "figure.svg").read_text()
+    assert "<svg" in (journalled / "figure.svg").read_text()
+    assert "$5" in (journalled / "figure.html").read_text()
 
 
 def documents(config):

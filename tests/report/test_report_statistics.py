@@ -1,5 +1,7 @@
 """The report's statistics: against scipy and statsmodels called directly, and their coverage in simulations."""
 
+import gc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,14 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lmms_eval_vreason.report import statistics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collection():
+    """statsmodels collects garbage at each correction: 50 ms, and far more beside a loaded torch."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(
@@ -58,14 +68,24 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert (test.test, test.gained, test.lost, test.changed) == ("McNemar exact", 15, 4, 19)
     assert test.p == test.p_mcnemar == pytest.approx(stats.binomtest(4, 19).pvalue)
     assert test.interval.difference == pytest.approx(0.11)
+    assert (test.samples, test.clusters) == (100, 100)
+    assert test.parts.tolist() == ((second - first) / 100).tolist()
 
 
 def test_graded_scores_and_seeds_are_not_tested_by_mcnemar():
     rng = np.random.default_rng(0)
     graded = rng.random(50)
-    test = paired(graded, graded + 0.1 * rng.random(50), np.arange(50))
+    second = graded + np.where(graded > 0.3, 0.1 * rng.random(50), 0)
+    videos = np.arange(50) // 2
+    test = paired(graded, second, videos)
     assert test.test == "paired permutation"
-    assert test.gained is None
+    assert (test.gained, test.lost, test.samples, test.clusters) == (None, None, 50, 25)
+    assert test.changed == (graded > 0.3).sum()
+    assert np.isnan(test.p_mcnemar)
+    assert test.parts == pytest.approx((second - graded).reshape(25, 2).sum(axis=1) / 50)
+    assert test.parts.sum() == pytest.approx(test.interval.difference) == (second - graded).mean()
+    # As many patterns as the interval has resamples.
+    assert test.p == test.p_clustered == statistics.permutation_p(test.parts, 500)
     binary = (graded > 0.5).astype(float)
     assert paired(binary, 1 - binary, np.arange(50), single_runs=False).test == "paired permutation"
 
@@ -149,6 +169,8 @@ def test_standard_errors_agree_with_scipy_and_with_lmms_eval():
         factor * clustered_stderr(scores.tolist(), clusters.tolist()), rel=5e-3
     )
     assert np.isnan(statistics.standard_error(scores[:3], clusters[:3]))
+    two = np.array([0.0, 0, 1, 1])  # √(2 · (1 + 1)) / 4 for two clusters whose sums are 1 off the mean
+    assert statistics.standard_error(two, np.array([0, 0, 1, 1])) == pytest.approx(0.5)
 
 
 def test_holm_is_statsmodels_and_passes_nan_over():
@@ -159,7 +181,7 @@ def test_holm_is_statsmodels_and_passes_nan_over():
     assert np.isnan(statistics.holm([float("nan")])[0])
 
 
-@settings(max_examples=20, deadline=None)  # statsmodels takes 50 ms
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
     given_p = np.array(p)
@@ -175,3 +197,5 @@ def test_unknown_videos_are_clusters_of_their_own():
     assert codes[0] == codes[3]
     assert len(set(codes)) == 4
     assert sorted(set(codes)) == [0, 1, 2, 3]
+    assert statistics.cluster_codes(pd.Series([None, None])).tolist() == [0, 1]
+    assert statistics.cluster_codes(pd.Series([])).tolist() == []

@@ -70,7 +70,7 @@ def test_twenty_kills_change_no_answer(tiny_checkpoint, tmp_path, processes):
     assert len(whole["answers"]) == 60
     assert killed["answers"] == whole["answers"]
     lines = [line for path in journal_files(tmp_path / "killed" / "journal") for line in read_lines(path)]
-    assert not [line.problem for line in lines if line.problem]
+    assert all(line.record for line in lines)
 
 
 def test_a_full_disk_ends_the_run_with_a_clear_word(build, video):
@@ -86,7 +86,7 @@ def test_a_full_disk_ends_the_run_with_a_clear_word(build, video):
             answer(model, docs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not [line.problem for line in read_lines(model._journal.path) if line.problem]
+    assert all(line.record for line in read_lines(model._journal.path))
     kept = len(latest_samples(read_records(model._journal.folder)))
     assert 1 < kept < 6
     again = build()

@@ -33,7 +33,8 @@ class DueStep(NamedTuple):
     """What one due step gives; all (batch,), but ``logits`` (batch, vocabulary), to choose the token from.
 
     ``refreshed`` is the entropy after the update and ``changed`` whether another token is the likeliest then; nan and
-    False without a refresh. ``grad_norm`` is that of the first step.
+    False without a refresh. ``grad_norm`` is that of the first step, ``shift`` ‖ΔV‖ / ‖V‖; None where no sample was
+    active, and no update made.
     """
 
     logits: Tensor
@@ -44,6 +45,7 @@ class DueStep(NamedTuple):
     grad_norm: Tensor
     refreshed: Tensor
     changed: Tensor
+    shift: Tensor | None
 
 
 def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], before: Before) -> DueStep:
@@ -56,25 +58,22 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
     reached, logits, to_output = seam.forward(inputs)
     log_p = log_probabilities(logits)
     h = entropy_of(log_p)
-    average = moving_average(before.ema, before.peak, h, before.weight)
-    alpha = POLICIES[method.policy](*average, before.coin)
+    alpha = POLICIES[method.policy](*moving_average(before.ema, before.peak, h, before.weight), before.coin)
     active, healthy = before.unfinished & before.healthy & (h >= method.min_entropy), before.healthy
     refreshed = grad_norm = torch.full_like(h, torch.nan)
     changed = torch.zeros_like(active)
     head = Head.of(seam.tail, method, (logits, log_p), active)
     if head is None:
-        return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed)
+        return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed, None)
     output, moved, now = Output(reached, shift), shift.window(reached.values), (logits, log_p, h)
     shift.begin()
     for number in range(method.steps_per_update):
         if number:
             hidden, to_output = linearised(seam.hidden, output.at(moved))
             now = head.distribution(hidden)
-        gradient = to_output(head.gradient(*now, torch.where(active, alpha, 0.0)))
-        sound = gradient.flatten(1).isfinite().all(dim=1)
+        gradient, sound = _finite(to_output(head.gradient(*now, torch.where(active, alpha, 0.0))))
         shift.give_up(~sound)
         active, healthy = active & sound.to(h.device), healthy & sound.to(h.device)
-        gradient = torch.where(sound[:, None, None, None], gradient, 0.0)
         gradient = shift.gradient(output.p, by_kv_head(gradient, output.p))
         if not number:
             grad_norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).to(h.device)
@@ -87,7 +86,13 @@ def due_step(seam: Seam, shift: Shift, method: VReason, inputs: dict[str, Any], 
         changed = again.argmax(dim=-1) != logits.argmax(dim=-1)
         logits = torch.where(active[:, None], again, logits)
     # Built at the end: a graph of torch 2.11 cannot return a named tuple made by _replace.
-    return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed)
+    return DueStep(logits, h, alpha, active, healthy, grad_norm, refreshed, changed, shift.relative().to(h.device))
+
+
+def _finite(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient at A, with 0 for samples where it is not finite, and which ones it is finite for, (batch,)."""
+    sound = gradient.flatten(1).isfinite().all(dim=1)
+    return torch.where(sound[:, None, None, None], gradient, 0.0), sound
 
 
 class Output:
@@ -139,7 +144,7 @@ class Steering:
             step = (compiled or due_step)(self.seam, self.shift, self.method, inputs, before)
         if compiled is not None:
             # Copies: a CUDA graph writes its results into the same memory again.
-            step = DueStep(step.logits, *(result.clone() for result in step[1:]))
+            step = DueStep(step.logits, *(result.clone() for result in step[1:] if result is not None))
         self.healthy = step.healthy
         return step
 

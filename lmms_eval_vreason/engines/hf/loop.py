@@ -140,14 +140,8 @@ class Decoding:
         averages = [recorder.ema, recorder.peak, [weight] * recorder.batch, [coin] * recorder.batch]
         step = steering.step(inputs, averages, unfinished)
         recorder.add(step.entropy)
-        recorder.add_update(
-            active=step.active,
-            alpha=step.alpha,
-            refreshed=step.refreshed,
-            changed=step.changed,
-            grad_norm=step.grad_norm,
-            shift=steering.shift.relative().to(unfinished.device),
-        )
+        if step.shift is not None:
+            recorder.add_update(step._asdict())
         return step.logits
 
     def traces(self) -> list[Trace]:
