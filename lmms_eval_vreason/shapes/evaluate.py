@@ -62,9 +62,10 @@ class Answers:
         """Mean over all generated tokens, in nats."""
         return float(np.concatenate([trace.entropy for trace in self.traces]).mean())
 
-    def accuracy_by(self, groups: Sequence[Any]) -> dict[str, float]:
+    def accuracy_by(self, groups: Sequence[str]) -> dict[str, float]:
         """Group → accuracy, given each item's group."""
-        return {str(group): float(share) for group, share in pd.Series(self.right).groupby(groups).mean().items()}
+        shares = pd.DataFrame({"group": groups, "right": self.right}).groupby("group")["right"].mean()
+        return {str(group): float(share) for group, share in shares.items()}
 
 
 def read_answer(text: str) -> str | None:
@@ -130,8 +131,8 @@ class Reasoner:
             part = order[start : start + batch_size]
             inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
             positions = trained_positions(self.model.config, **inputs)
-            options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "position_ids": positions}
-            result = generate(self.model, method, **inputs, **options)
+            options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
+            result = generate(self.model, method, **inputs, **options, position_ids=positions)
             said = result.sequences[:, inputs["input_ids"].shape[1] :]
             texts = self.processor.batch_decode(said, skip_special_tokens=True)
             answers.update(zip(part, zip(texts, result.traces, strict=True), strict=True))
@@ -157,7 +158,7 @@ def report(checkpoint: str | None, count: int) -> dict[str, Any]:
     return {
         "questions": count,
         "accuracy": answers.accuracy,
-        "standard_error": float(pd.Series(answers.right).sem()),
+        "standard_error": float(np.std(answers.right, ddof=1) / count**0.5),
         "by_kind": answers.accuracy_by([item.question.kind for item in items]),
         "by_haze": answers.accuracy_by([f"{item.haze // 0.25 * 0.25:.2f}" for item in items]),
         "format_valid": answers.format_valid,

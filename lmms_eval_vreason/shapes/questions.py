@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, LETTERS, NUMBERS, SHAPES
 from lmms_eval_vreason.shapes.world import FEWEST, MOST, RECIPES, Scene, Thing, cell_name
-
-T = TypeVar("T")
 
 THINK_INSTRUCTION = "Think inside <think> </think>, answer inside <answer> </answer>."
 DIRECT_INSTRUCTION = "Give only the letter."
@@ -60,12 +57,7 @@ def say(rng: np.random.Generator, *ways: str) -> str:
     return ways[rng.choice(len(ways), p=weights / weights.sum())]
 
 
-class Say(Protocol):
-    """:func:`say` with its random generator."""
-
-    def __call__(self, *ways: str) -> str: ...
-
-
+Say = Callable[..., str]  # :func:`say` with its random generator
 # A note of a thing: the thing, which of the notes it is (from 0), and how to choose words.
 Note = Callable[[Thing, int, Say], str]
 
@@ -84,15 +76,12 @@ class _Draft:
 _Asks = Callable[[Scene, np.random.Generator], _Draft | None]
 
 
-def _pick(rng: np.random.Generator, things: Sequence[T]) -> T | None:
-    return things[int(rng.integers(len(things)))] if things else None
-
-
 def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     shapes = [thing.shape for thing in scene.things]
-    thing = _pick(rng, [thing for thing in scene.things if shapes.count(thing.shape) == 1])
-    if thing is None:
+    single = [thing for thing in scene.things if shapes.count(thing.shape) == 1]
+    if not single:
         return None
+    thing = single[rng.integers(len(single))]
     near = [other.colour for other in scene.things if other is not thing]
     return _Draft(f"What colour is the {thing.shape}?", thing.colour, near, list(COLOURS), _named)
 
@@ -152,10 +141,10 @@ def _survey(things: Sequence[Thing], say: Say) -> str:
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    found = _pick(rng, [(thing, way) for thing in scene.things if (way := thing.direction)])
-    if found is None:
+    movers = [(thing, way) for thing in scene.things if (way := thing.direction)]
+    if not movers:
         return None
-    thing, way = found
+    thing, way = movers[rng.integers(len(movers))]
     text = f"Which way does the {thing.colour} object move?"
     return _Draft(text, way, [], list(DIRECTIONS), _from_to)
 
@@ -173,25 +162,9 @@ def _which(happens: str, notes: Note, chosen: Callable[[Scene], list[Thing]]) ->
     return asks
 
 
-def _movers(scene: Scene) -> list[Thing]:
-    return [thing for thing in scene.things if thing.hops]
-
-
-def _busiest(scene: Scene) -> list[Thing]:
-    """Of two or more that move; none if something is not in sight throughout."""
-    if len(_movers(scene)) < 2 or any(None in thing.cells for thing in scene.things):
-        return []
-    return [thing for thing in scene.things if thing.hops == max(thing.hops for thing in scene.things)]
-
-
-def _appears(extreme: Callable[[list[int]], int]) -> Callable[[Scene], list[Thing]]:
-    def chosen(scene: Scene) -> list[Thing]:
-        moments = [thing.appears for thing in scene.things]
-        if len(set(moments)) != len(moments):
-            return []
-        return [scene.things[moments.index(extreme(moments))]]
-
-    return chosen
+def _extreme(value: Callable[[Thing], int], pick: Callable[[list[int]], int]) -> Callable[[Scene], list[Thing]]:
+    """The things whose ``value`` is the one that ``pick`` takes of all."""
+    return lambda scene: [thing for thing in scene.things if value(thing) == pick([*map(value, scene.things)])]
 
 
 # kind: (how it is asked, the recipes of the scenes that suit it)
@@ -200,10 +173,10 @@ KINDS: dict[str, tuple[_Asks, tuple[str, ...]]] = {
     "shape": (_shape, RECIPES),
     "count": (_count, ("move", "vanish")),
     "direction": (_direction, ("move",)),
-    "moves": (_which("moves", _from_to, _movers), ("move",)),
-    "more": (_which("moves more times", _path, _busiest), ("race",)),
-    "first": (_which("appears first", _moment, _appears(min)), ("order",)),
-    "last": (_which("appears last", _moment, _appears(max)), ("order",)),
+    "moves": (_which("moves", _from_to, lambda scene: [thing for thing in scene.things if thing.hops]), ("move",)),
+    "more": (_which("moves more times", _path, _extreme(lambda thing: thing.hops, max)), ("race",)),
+    "first": (_which("appears first", _moment, _extreme(lambda thing: thing.appears, min)), ("order",)),
+    "last": (_which("appears last", _moment, _extreme(lambda thing: thing.appears, max)), ("order",)),
     "disappears": (_which("disappears", _fate, lambda scene: [t for t in scene.things if t.disappears]), ("vanish",)),
 }
 

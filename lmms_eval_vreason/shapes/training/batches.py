@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
 from lmms_eval_vreason.shapes.questions import KINDS, SceneQuestion, ask
@@ -81,20 +82,16 @@ class Layout:
         return asked + said, [_IGNORED] * len(asked) + said
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """One of :class:`Segments`, before padding."""
-
-    ids: list[int]
-    labels: list[int]
-    clip: int = 0
+_Row = tuple[list[int], list[int], int]  # ids, labels and clip of one row of :class:`Segments`
 
 
-def _pad(rows: Sequence[_Segment], pad: int) -> Segments:
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows])
-    labels = torch.tensor([row.labels + [_IGNORED] * (longest - len(row.labels)) for row in rows])
-    return Segments(ids, labels, torch.tensor([row.clip for row in rows]))
+def _pad(rows: Sequence[_Row], pad: int) -> Segments:
+    ids, labels, clips = zip(*rows, strict=True)
+
+    def tensor(column: Sequence[list[int]], filler: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row) for row in column], batch_first=True, padding_value=filler)
+
+    return Segments(tensor(ids, pad), tensor(labels, _IGNORED), torch.tensor(clips))
 
 
 def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[SceneQuestion]:
@@ -128,10 +125,6 @@ def _ids(tokenizer: Any, words_: tuple[str, ...]) -> set[int]:
     return {ids[0] for ids in tokenizer([f" {word}" for word in words_])["input_ids"]}
 
 
-def _only(ids: list[int], wanted: set[int]) -> list[int]:
-    return [token if token in wanted else _IGNORED for token in ids]
-
-
 def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3) -> Batch:
     """A batch of training clips of any haze, three questions each, in ``groups`` of like length."""
     frames, rows, names = [], [], []
@@ -145,8 +138,8 @@ def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups:
         for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP):
             direct = bool(rng.random() < _DIRECT_SHARE)
             ids, labels = layout.segment(question.prompt(direct=direct), question.response(direct=direct))
-            rows.append(_Segment(ids, labels, clip))
-    rows.sort(key=lambda row: len(row.ids))
+            rows.append((ids, labels, clip))
+    rows.sort(key=lambda row: len(row[0]))
     size = -(-len(rows) // groups)
     pad, videos = layout.processor.tokenizer.pad_token_id, layout.encode_videos(frames)
     return Batch(
@@ -161,16 +154,17 @@ _OPTION_WORDS = [*COLOURS, *SHAPES, *DIRECTIONS, *NUMBERS[1:5]]
 _OTHER_WORDS = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
 
 
-def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -> _Segment:
+def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -> _Row:
     """Four lettered options, then twelve times one of them and its letter; only the letters are to be predicted."""
     options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
     marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
     said = "".join(f" {options[index]} {LETTERS[index]}" for index in rng.integers(len(LETTERS), size=12))
     ids = tokenizer(f"{marked}\n{said}")["input_ids"]
-    return _Segment(ids, _only(ids, _ids(tokenizer, LETTERS)))
+    letters = _ids(tokenizer, LETTERS)
+    return ids, [token if token in letters else _IGNORED for token in ids], 0
 
 
-def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
+def _conclusion(layout: Layout, rng: np.random.Generator) -> _Row:
     """A question with its chain of thought but no clip; only what follows from the notes is to be predicted."""
     tokenizer, question = layout.processor.tokenizer, None
     while question is None:
@@ -182,7 +176,7 @@ def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
     end = max(at for at, token in enumerate(ids) if token == stop)
     derived = _ids(tokenizer, _DERIVED[question.kind]) if question.kind in _DERIVED else set()
     given = (at < end and token not in derived for at, token in enumerate(ids))
-    return _Segment(ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)])
+    return ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)], 0
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, conclusions: bool) -> Segments:
