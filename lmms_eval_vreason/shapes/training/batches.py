@@ -166,11 +166,11 @@ def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -
 
 def _conclusion(layout: Layout, rng: np.random.Generator) -> _Row:
     """A question with its chain of thought but no clip; only what follows from the notes is to be predicted."""
-    tokenizer, question = layout.processor.tokenizer, None
-    while question is None:
+    tokenizer, questions = layout.processor.tokenizer, list[SceneQuestion]()
+    while not questions:
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
-        scene = make_scene(rng, recipe, "train")
-        question = next(iter(questions_on(scene, recipe, rng, 1)), None)
+        questions = questions_on(make_scene(rng, recipe, "train"), recipe, rng, QUESTIONS_A_CLIP)
+    question = questions[rng.integers(len(questions))]
     ids, labels = layout.segment(question.prompt(), question.response())
     (stop,) = tokenizer(".")["input_ids"]
     end = max(at for at, token in enumerate(ids) if token == stop)
