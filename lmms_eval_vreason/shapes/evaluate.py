@@ -29,51 +29,6 @@ _OFF = VReason(policy="off")
 MAX_NEW_TOKENS = 160
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers to some items, in their order: the raw outputs and their traces."""
-
-    items: Sequence[Item]
-    texts: list[str]
-    traces: list[Trace]
-
-    @property
-    def right(self) -> list[bool]:
-        pairs = zip(self.texts, self.items, strict=True)
-        return [read_answer(text) == item.question.letter for text, item in pairs]
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return float(np.mean(self.right))
-
-    @property
-    def format_valid(self) -> float:
-        """The share of outputs that are well-formed."""
-        return float(np.mean([read_answer(text) is not None for text in self.texts]))
-
-    @property
-    def tokens(self) -> pd.Series:
-        """Generated tokens, the end token included."""
-        return pd.Series([len(trace.entropy) for trace in self.traces])
-
-    @property
-    def entropy(self) -> float:
-        """Mean over all generated tokens, in nats."""
-        return float(np.concatenate([trace.entropy for trace in self.traces]).mean())
-
-    def accuracy_by(self, groups: Sequence[str]) -> dict[str, float]:
-        """Group → accuracy, given each item's group."""
-        shares = pd.DataFrame({"group": groups, "right": self.right}).groupby("group")["right"].mean()
-        return {str(group): float(share) for group, share in shares.items()}
-
-
-def read_answer(text: str) -> str | None:
-    """The letter of a well-formed output, else None."""
-    found = _WELL_FORMED.fullmatch(text.strip())
-    return found.group(1) if found else None
-
-
 def prepare(processor: Any, items: Sequence[Item], frames: Sequence[np.ndarray]) -> BatchFeature:
     """The processor's inputs, left-padded, for items with given frames of ``(8, 84, 84, 3)`` at 2 a second."""
     texts = []
@@ -114,8 +69,11 @@ class Reasoner:
         *,
         method: VReason = _OFF,
         batch_size: int = 64,
-    ) -> Answers:
-        """Greedy answers to ``items``.
+    ) -> pd.DataFrame:
+        """Greedy answers to ``items``, one row each.
+
+        Columns: kind, haze, text, valid (well-formed), right, tokens (generated, with the end token), entropy (their
+        mean, nats), trace.
 
         Args:
             items: The questions.
@@ -136,8 +94,14 @@ class Reasoner:
             said = result.sequences[:, inputs["input_ids"].shape[1] :]
             texts = self.processor.batch_decode(said, skip_special_tokens=True)
             answers.update(zip(part, zip(texts, result.traces, strict=True), strict=True))
-        texts, traces = zip(*(answers[index] for index in range(len(items))), strict=True)
-        return Answers(items, list(texts), list(traces))
+        return pd.DataFrame(_row(item, *answers[index]) for index, item in enumerate(items))
+
+
+def _row(item: Item, text: str, trace: Trace) -> dict[str, Any]:
+    said = _WELL_FORMED.fullmatch(text)
+    graded = {"valid": said is not None, "right": said is not None and said[1] == item.question.letter}
+    figures = {"tokens": len(trace.entropy), "entropy": float(trace.entropy.mean())}
+    return {"kind": item.question.kind, "haze": item.haze, "text": text, **graded, **figures, "trace": trace}
 
 
 def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
@@ -148,24 +112,23 @@ def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
 
 
 def report(checkpoint: str | None, count: int) -> dict[str, Any]:
-    """Accuracy, entropy and length on ``count`` test questions from files; accuracy on clear and on other clips.
+    """Accuracy, entropy and length on ``count`` test questions from files, and accuracy on other clips.
 
     ``accuracy_with_another_video``: each question sees the clip of the next of its kind; kinds take turns.
     """
     reasoner, items = Reasoner.load(checkpoint), make_items("test", count)
     frames, turn = frames_from_files(items), len(KINDS)
-    answers, clear = reasoner.answer(items, frames), make_items("test", count, haze=0.0)
+    answers = reasoner.answer(items, frames)
+    right = answers["right"]
     return {
-        "questions": count,
-        "accuracy": answers.accuracy,
-        "standard_error": float(np.std(answers.right, ddof=1) / count**0.5),
-        "by_kind": answers.accuracy_by([item.question.kind for item in items]),
-        "by_haze": answers.accuracy_by([f"{item.haze // 0.25 * 0.25:.2f}" for item in items]),
-        "format_valid": answers.format_valid,
-        "entropy": answers.entropy,
-        "tokens": answers.tokens.describe().to_dict(),
-        "accuracy_on_clear_clips": reasoner.answer(clear).accuracy,
-        "accuracy_with_another_video": reasoner.answer(items, frames[turn:] + frames[:turn]).accuracy,
+        "accuracy": right.mean(),
+        "standard_error": right.sem(),
+        "by_kind": right.groupby(answers["kind"]).mean().to_dict(),
+        "by_haze": right.groupby((answers["haze"] * 4).astype(int) / 4).mean().to_dict(),
+        "format_valid": answers["valid"].mean(),
+        "entropy": np.average(answers["entropy"], weights=answers["tokens"]),
+        "tokens": answers["tokens"].describe().to_dict(),
+        "accuracy_with_another_video": reasoner.answer(items, frames[turn:] + frames[:turn])["right"].mean(),
     }
 
 

@@ -125,6 +125,6 @@ def test_the_recipe_still_gives_the_same_losses(tmp_path):
 def test_training_ends_with_a_checkpoint_that_brings_its_video_options(tmp_path, small_sizes):
     folder = train.train(tmp_path, SMALL)
     assert video_defaults(Path(folder)) == video_defaults(Path(checkpoint_dir())) != {}
-    assert Reasoner.load(folder).answer(make_items("validation", 1)).texts
+    assert Reasoner.load(folder).answer(make_items("validation", 1))["text"].item()
     (row,) = map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())
     assert row["step"] == 4

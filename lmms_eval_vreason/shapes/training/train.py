@@ -29,7 +29,7 @@ from lmms_eval_vreason.shapes.render import SAMPLED_PER_MOMENT, render, sampled
 from lmms_eval_vreason.shapes.training.batches import NAME_SETS, Batch, Layout, Segments, drill_batch, video_batch
 from lmms_eval_vreason.shapes.world import MOMENTS, make_scene
 
-_LOG_EVERY, _VALIDATE_EVERY = 50, 500  # steps
+_LOG_EVERY, _VALIDATE_EVERY, _VALIDATED = 50, 500, 108  # steps, steps, questions
 _EVIDENCE = 3.0  # weight of a token after the survey
 SIZES = Sizes(hidden_size=128, layers=4, vision_hidden_size=64, rope_theta=1e4)
 # The video options that the checkpoint brings along: frames as they are in training.
@@ -46,8 +46,7 @@ class Learner:
 
     def __init__(self, model: Any, layout: Layout) -> None:
         self.model, self.layout = model, layout
-        positions = trained_positions(model.config, layout.prefix[None], video_grid_thw=layout.grid_thw)
-        self.positions = positions[1:]
+        self.positions = trained_positions(model.config, layout.prefix[None], video_grid_thw=layout.grid_thw)[1:]
         (self.stop,) = layout.processor.tokenizer(".")["input_ids"]
 
     def _losses(self, hidden: torch.Tensor, segments: Segments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,8 +102,7 @@ class Learner:
         cache = DynamicCache()
         for index, layer in enumerate(prefix.layers):
             cache.update(layer.keys[segments.clip], layer.values[segments.clip], index)
-        tokens = segments.ids.shape[1]
-        positions = self.positions.max() + 1 + torch.arange(tokens)
+        positions = self.positions.max() + 1 + torch.arange(segments.ids.shape[1])
         hidden = self.model.model.language_model(
             input_ids=segments.ids,
             **{CACHE: cache},
@@ -138,7 +136,6 @@ class Recipe:
         clips: Clips of a step on clips, with three rows each.
         naming: Weight of naming what the video tokens show.
         learning_rate: The highest, after ``warm_up`` steps; a cosine leads down to a fiftieth of it.
-        validation: Validation questions, asked every 500 steps.
     """
 
     seed: int = 0
@@ -149,7 +146,6 @@ class Recipe:
     naming: float = 0.5
     learning_rate: float = 1.5e-3
     warm_up: int = 100
-    validation: int = 108
 
     @property
     def total(self) -> int:
@@ -219,10 +215,10 @@ class Training:
     def validate(self) -> dict[str, float]:
         """Accuracy on validation questions, overall and by kind."""
         self.model.eval()
-        answers = Reasoner(self.model, self.processor).answer(make_items("validation", self.recipe.validation))
+        answers = Reasoner(self.model, self.processor).answer(make_items("validation", _VALIDATED))
         self.model.train()
-        kinds = answers.accuracy_by([item.question.kind for item in answers.items])
-        return {"accuracy": answers.accuracy, "entropy": answers.entropy, **kinds}
+        kinds = answers["right"].groupby(answers["kind"]).mean()
+        return {"accuracy": answers["right"].mean(), "entropy": answers["entropy"].mean(), **kinds}
 
 
 def train(folder: Path, recipe: Recipe, start: str | None = None) -> Path:
