@@ -10,6 +10,7 @@ from lmms_eval_vreason import __version__
 
 _ROOMS = (
     "lmms_eval_vreason.adapter.commands",
+    "lmms_eval_vreason.calibrate.commands",
     "lmms_eval_vreason.bench.commands",
     "lmms_eval_vreason.report.commands",
     "lmms_eval_vreason.shapes.commands",
@@ -19,7 +20,7 @@ EXTRAS = {
     "report": ("jinja2", "matplotlib", "pandas", "scipy", "statsmodels"),
     "bench": ("pandas", "tabulate", "tokenizers"),
 }
-_EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "submit"), "report"), "bench": "bench"}
+_EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "submit", "calibrate"), "report"), "bench": "bench"}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lmms_eval_vreason"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # The extras whose distributions a room may import, beside the plain dependencies. The demo ends in a report.
-EXTRAS_OF_ROOM = {"report": ["report"], "bench": ["bench"], "shapes": ["bench", "report"]}
+EXTRAS_OF_ROOM = {"report": ["report"], "calibrate": ["report"], "bench": ["bench"], "shapes": ["bench", "report"]}
 # What `make` installs.
 INSTALLED_EXTRAS = ("dev", "report", "bench")
 CONSTRAINTS = ("constraints.txt", "constraints-lowest.txt")

@@ -39,6 +39,7 @@ from lmms_eval_vreason.run.call import Setup
 from lmms_eval_vreason.run.generation import Generator
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.run import Run
+from lmms_eval_vreason.run.samples import Sample
 
 
 class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
@@ -98,12 +99,8 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         Each of several processes has to call it: they share the work, regardless of which one received a request.
         """
         with host.exit_on_failure():
-            reading = self._check(requests)
-            samples = build_samples(requests, self.task_dict, reading)
-            options = self.options
-            how = options.method, options.thinking, self.device, options.model.positions
-            generator = Generator(Setup(self._model, self.processor, *how))
-            run = Run(generator, self.options, self._journal, self._batch_size, self._team())
+            samples = self.samples(requests)
+            run = Run(Generator(self.setup), self.options, self._journal, self._batch_size, self._team())
             try:
                 with host.terminable():
                     run.answer(samples, self._identity)
@@ -115,6 +112,23 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             if run.team.rank == 0:
                 self._sum_up(run)
             return [_result(run.ledger.records.get(index)) for index in range(len(requests))]
+
+    def samples(self, requests: list[Instance]) -> list[Sample]:
+        """The requests as a run answers them, after a check of their generation settings (ValueError)."""
+        reading = self._check(requests)
+        return build_samples(requests, self.task_dict, reading)
+
+    @property
+    def setup(self) -> Setup:
+        """What answers them."""
+        options = self.options
+        how = options.method, options.thinking, self.device, options.model.positions
+        return Setup(self._model, self.processor, *how)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """As of :func:`run_identity`."""
+        return self._identity
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")

@@ -2,89 +2,74 @@
 
 import argparse
 import random
-import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import pandas as pd
 from tqdm import tqdm
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.bench.command_runs import Measurement, Row, Setup, execute
-from lmms_eval_vreason.bench.end_to_end_tables import OFF, STOCK, show, summary
 from lmms_eval_vreason.bench.fixture import Fixture
-from lmms_eval_vreason.bench.machine import device_of, facts, write
-from lmms_eval_vreason.bench.sizes import PUBLISHED, SHAPES, Shape
+from lmms_eval_vreason.bench.machine import device_of, facts, machine_line, print_table
+from lmms_eval_vreason.bench.sizes import shape_of
 
+# The rows that ratios are to: lmms-eval's own class, and ours without the method at the same batch size.
+STOCK, OFF = "stock", "ours, policy=off"
+_COLUMNS = {
+    "run": "{name}, batch {batch}, {dtype}",
+    "samples/min": "{samples_per_minute:.1f}",
+    "x stock": "{ratio_stock}",
+    "x policy=off": "{ratio_off}",
+    "peak MB": "{megabytes:.0f}",
+    "answers as stock": "{same_answers}",
+}
 # The prompt, the budget and the positions of the stock class.
 _AS_STOCK = "thinking=off,positions=transformers"
 _OURS = {
     OFF: f"{_AS_STOCK},policy=off",
-    "ours, V-Reason": f"{_AS_STOCK},policy=switch,update_every=2,refresh=on",
-    "ours, Lite": f"{_AS_STOCK},policy=switch,update_every=2,refresh=on,prune_ratio=0.5",
+    "ours, V-Reason": _AS_STOCK,
+    "ours, Lite": f"{_AS_STOCK},prune_ratio=0.5",
 }
-_STOCK_DTYPE = "bfloat16"  # what the stock class loads, whatever the device
-_VISION_WEIGHTS = 680_000_000
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs the benchmark as the command line says. Raises ValueError for what cannot be run."""
-    device = device_of(args.device)
+def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The benchmark's report, after each round again. Raises ValueError for what cannot be run."""
+    device, (video_tokens, *more) = device_of(args.device), args.video_tokens
+    if more:
+        raise ValueError("--end-to-end takes one number of --video-tokens")
+    if args.shape.endswith("b") and device == "cpu":
+        raise ValueError(f"--shape {args.shape} takes days on a CPU: use --device cuda, or --shape narrow or medium")
     args.attention = _attention(args.attention, device)
-    shape, rows = SHAPES[args.shape].cut(args.layers), _chosen_rows(args, device)
-    torch.set_num_threads(args.threads)
-    with _terminable(), tempfile.TemporaryDirectory(prefix="vreason-bench-") as name:
-        _check_room(shape, args.shape, device, Path(name))
-        fixture = Fixture(Path(name), args.videos, args.questions, args.video_tokens)
-        fixture.write(shape.with_published_vision() if args.shape in PUBLISHED else shape, device)
+    shape, rows = shape_of(args.shape, args.layers), all_rows(args.batch, args.dtype, device)
+    rows = [row for row in rows if row.name == STOCK or any(text in row.label for text in args.only)]
+    # Other processes on the machine lengthen the wall time, but not a single thread's CPU time.
+    clock = "CPU" if device == "cpu" and args.threads == 1 else "wall"
+    # Ended by SIGTERM, a run leaves no checkpoint and no process behind, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="vreason-bench-") as name:
+        fixture = Fixture(Path(name), args.videos, args.questions, video_tokens)
+        fixture.write(shape, device)
         setup = Setup(fixture, device, args.attention, args.tokens, args.threads)
-        report = facts(args, shape, device) | {"video_tokens": fixture.video_tokens, "samples": fixture.samples}
+        report = facts(args, shape, device) | {"video_tokens": fixture.video_tokens, "clock": clock}
         for measured in rounds(setup, rows, args.rounds):
-            # After each round, so that stopping a run does not lose what it has measured.
-            report["rows"] = summary(measured, args.tokens)
-            write(report, args.output)
-    show(report)
-    print(f"written: {args.output}")
-    return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Within it SIGTERM unwinds the stack, as Ctrl-C does: the run in progress ends too, and no checkpoint is left."""
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+            yield report | {"rows": summary(measured, clock)}
 
 
 def all_rows(batch_sizes: list[int], dtype: str | None, device: str) -> list[Row]:
     """Every row, with both classes in ``dtype`` or, for None, each in the one that it loads by itself."""
-    own = dtype or ("float32" if device == "cpu" else _STOCK_DTYPE)
-    rows = [Row(STOCK, "qwen2_5_vl", f"device_map={device}", 1, dtype or _STOCK_DTYPE)]
+    own = dtype or ("float32" if device == "cpu" else "bfloat16")
+    # The stock class loads bfloat16 on any device.
+    rows = [Row(STOCK, "qwen2_5_vl", f"device_map={device}", 1, dtype or "bfloat16")]
     for batch in batch_sizes:
         for name, arguments in _OURS.items():
             rows.append(Row(name, "qwen2_5_vl_vreason", f"{arguments},dtype={own}", batch, own))
     return rows
-
-
-def _chosen_rows(args: argparse.Namespace, device: str) -> list[Row]:
-    rows, delay = all_rows(args.batch_sizes, args.dtype, device), args.reading_delay
-    if args.only is not None:
-        rows = [row for row in rows if row.name == STOCK or args.only in row.label]
-    if delay is None:
-        return rows
-    if delay <= 0:
-        raise ValueError(f"--reading-delay {delay:g} must be a number of seconds above 0")
-    if args.only is None:
-        rows = [row for row in rows if row.name in (STOCK, OFF)]
-    return [*rows, *(replace(row, delay=delay) for row in rows)]
 
 
 def _attention(name: str | None, device: str) -> str:
@@ -92,24 +77,6 @@ def _attention(name: str | None, device: str) -> str:
     if name == "flash_attention_2" and not flash:
         raise ValueError(f"--attention {name}: there is no flash attention for {device} here; use --attention sdpa")
     return name or ("flash_attention_2" if flash else "sdpa")
-
-
-def _check_room(shape: Shape, name: str, device: str, folder: Path) -> None:
-    """Refuses, before anything is made, a checkpoint that does not fit on the disk or the device."""
-    if name in PUBLISHED and device == "cpu":
-        raise ValueError(f"--shape {name} takes days on a CPU: use --device cuda, or --shape narrow or medium")
-    # In bfloat16, with input embeddings and vision tower.
-    weights = shape.weights() + (0 if shape.tie_word_embeddings else shape.head_weights())
-    size = 2 * (weights + (_VISION_WEIGHTS if name in PUBLISHED else 0))
-    room = {str(folder.parent): shutil.disk_usage(folder).free}
-    if device.startswith("cuda"):
-        room[device] = torch.cuda.get_device_properties(device).total_memory
-    for where, free in room.items():
-        if size > free:
-            raise ValueError(
-                f"--shape {name}: its checkpoint has {size / 1e9:.0f} GB and {where} {free / 1e9:.0f} GB: "
-                "set TMPDIR to a folder with room, or give --layers"
-            )
 
 
 def rounds(setup: Setup, rows: list[Row], count: int) -> Iterator[dict[Row, list[Measurement]]]:
@@ -120,16 +87,64 @@ def rounds(setup: Setup, rows: list[Row], count: int) -> Iterator[dict[Row, list
     shuffle = random.Random(0)
     measured: dict[Row, list[Measurement]] = {row: [] for row in rows}
     # The rows' runs differ in length, so the estimate of what is left goes by the mean of all, not of the last few.
-    bar: tqdm[Any] = tqdm(total=count * len(rows), desc="starting", unit="run", file=sys.stderr, smoothing=0)
-    with bar:
+    with tqdm(total=count * len(rows), desc="starting", unit="run", file=sys.stderr, smoothing=0) as bar:
         if count > 1:
             execute(rows[-1], replace(setup, tokens=1))
         for number in range(count):
             for row in shuffle.sample(rows, len(rows)):
                 bar.set_description(f"round {number + 1} of {count}, {row.label}")
-                made = execute(row, setup)
-                measured[row].append(made)
-                rate = 60 * len(made.outputs) / made.seconds["phase"]
-                bar.write(f"{row.label}: {rate:.1f} samples/min, {made.seconds['cpu']:.1f} s CPU", file=sys.stderr)
+                measured[row].append(execute(row, setup))
                 bar.update()
             yield measured
+
+
+def summary(measured: Mapping[Row, Sequence[Measurement]], clock: str) -> list[dict[str, Any]]:
+    """One record a row: its speed, and the ratios of it to the base rows' speed in the same round.
+
+    Args:
+        measured: Row → its measurements, one a round.
+        clock: Which seconds count, ``wall`` or ``CPU``.
+    """
+    times = {(row.name, row.batch): pd.Series([run.seconds[clock] for run in runs]) for row, runs in measured.items()}
+    stock = next(iter(measured))
+    texts = measured[stock][0].texts.items()
+    records = []
+    for row, runs in measured.items():
+        own, off = times[row.name, row.batch], times.get((OFF, row.batch))
+        same = sum(text == runs[0].texts[doc] for doc, text in texts) if row.dtype == stock.dtype else None
+        records.append(
+            {
+                **{"name": row.name, "batch": row.batch, "dtype": row.dtype},
+                "samples_per_minute": 60 * len(texts) / own.median(),
+                "ratio_stock": _quartiles(times[STOCK, 1] / own),
+                "ratio_off": None if off is None or row == stock else _quartiles(off / own),
+                "seconds": [run.seconds for run in runs],
+                "peak_bytes": max(run.peak_bytes for run in runs),
+                "same_answers": same,
+            }
+        )
+    return records
+
+
+def _quartiles(values: "pd.Series[float]") -> list[float]:
+    """[first quartile, median, third quartile]."""
+    return [float(value) for value in values.quantile([0.25, 0.5, 0.75])]
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints the setting and the table; an absent figure is an empty cell."""
+    settings, shape = report["settings"], report["shape"]
+    print(
+        f"\nshape {shape['name']}: {shape['layers']} layers of width {shape['hidden_size']}; "
+        f"{settings['videos']} videos x {settings['questions']} questions, {report['video_tokens']} video tokens, "
+        f"{settings['tokens']} new tokens a sample\n{machine_line(report)}; {settings['attention']}\n"
+        f"{settings['rounds']} interleaved rounds, {report['clock']} time of generate_until; ratios of speed to the "
+        "same round's run: median [quartiles]\n"
+    )
+    rows = []
+    for row in report["rows"]:
+        cells = {name: "" if value is None else value for name, value in row.items()}
+        for name in ("ratio_stock", "ratio_off"):
+            cells[name] = "{1:.2f} [{0:.2f}, {2:.2f}]".format(*row[name]) if row[name] else ""
+        rows.append({**cells, "megabytes": row["peak_bytes"] / 1e6})
+    print_table(rows, _COLUMNS)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lmms_eval_vreason.bench.sizes import Shape, with_random_weights
-from lmms_eval_vreason.shapes.architecture import build_config, build_generation_config, build_processor
+from lmms_eval_vreason.bench.sizes import with_random_weights
+from lmms_eval_vreason.shapes.architecture import Sizes, build_config, build_generation_config, build_processor
 from lmms_eval_vreason.shapes.questions import ask
 from lmms_eval_vreason.shapes.render import CELL, FRAME, render, write_mp4
 from lmms_eval_vreason.shapes.world import MOMENTS, make_scene
@@ -50,31 +50,15 @@ class Fixture:
         """Video tokens of one prompt."""
         return (self.side // CELL) ** 2 * FRAMES // 2
 
-    @property
-    def samples(self) -> int:
-        return self.videos * self.questions
-
-    @property
-    def task(self) -> Path:
-        return self.folder / "task"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint"
-
-    def write(self, shape: Shape, device: str) -> "Fixture":
-        """Writes the videos, the task and a checkpoint of this shape, whose weights are made on ``device``.
-
-        Raises:
-            ValueError: The shape's vocabulary is smaller than the tokenizer's.
-        """
-        shutil.copytree(_TASK_FILES, self.task, ignore=shutil.ignore_patterns("__pycache__"))
+    def write(self, shape: Sizes, device: str) -> "Fixture":
+        """Writes the videos, the task and a checkpoint of this shape, whose weights are made on ``device``."""
+        shutil.copytree(_TASK_FILES, self.folder / "task", ignore=shutil.ignore_patterns("__pycache__"))
         documents = []
         for index in tqdm(range(self.videos), desc="making videos", unit="video", leave=False):
             documents += self._video(self.folder / f"{index}.mp4", np.random.default_rng([0, index]))
         lines = "".join(json.dumps(document) + "\n" for document in documents)
-        (self.task / "documents.json").write_text(lines)
-        _save_checkpoint(self.checkpoint, shape, device)
+        (self.folder / "task" / "documents.json").write_text(lines)
+        _save_checkpoint(self.folder / "checkpoint", shape, device)
         return self
 
     def _video(self, path: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -90,15 +74,13 @@ class Fixture:
         return [{"video": str(path), "prompt": question.prompt(), "answer": question.letter} for question in asked]
 
 
-def _save_checkpoint(folder: Path, shape: Shape, device: str) -> None:
+def _save_checkpoint(folder: Path, shape: Sizes, device: str) -> None:
     """A random checkpoint in bfloat16, the only dtype that the stock class loads.
 
     It never ends by itself: neither an end token nor any other special one can be the likeliest.
     """
     processor = build_processor()
     tokenizer = processor.tokenizer
-    if shape.vocabulary < len(tokenizer):
-        raise ValueError(f"a vocabulary of {shape.vocabulary} is too small for the tokenizer's {len(tokenizer)} tokens")
     config = build_config(tokenizer, shape)
     model = with_random_weights(config, device=device, dtype=torch.bfloat16)
     # A logit of 0 is never the highest of a thousand random ones. Past the tokenizer's end there is no text to score.

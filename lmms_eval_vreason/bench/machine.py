@@ -1,7 +1,6 @@
-"""What both benchmarks share: the device, the facts of a report, its JSON file and how it prints a table."""
+"""What both benchmarks share: the device, the facts of a report, and how it prints a table."""
 
 import argparse
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import pandas as pd
 import torch
 
 from lmms_eval_vreason.adapter.environment import environment
-from lmms_eval_vreason.bench.sizes import Shape
+from lmms_eval_vreason.shapes.architecture import Sizes
 
 
 def device_of(name: str) -> str:
@@ -28,7 +27,7 @@ def device_of(name: str) -> str:
     return name
 
 
-def facts(args: argparse.Namespace, shape: Shape, device: str) -> dict[str, Any]:
+def facts(args: argparse.Namespace, shape: Sizes, device: str) -> dict[str, Any]:
     """What a report says of its setting: the shape, the command line's options, the machine and the versions."""
     settings = {name: value for name, value in vars(args).items() if name != "run"}
     return {
@@ -53,11 +52,6 @@ def machine_line(report: Mapping[str, Any]) -> str:
         f"torch {machine['torch']}, transformers {machine['transformers']}, lmms-eval {machine['lmms-eval']}, "
         f"Python {machine['python']}"
     )
-
-
-def write(report: Mapping[str, Any], output: str) -> None:
-    """Writes a report's JSON file."""
-    Path(output).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, str]) -> None:

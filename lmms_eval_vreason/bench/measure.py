@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lmms_eval_vreason.bench.sizes import Prompt
 from lmms_eval_vreason.bench.variants import Variant
+from lmms_eval_vreason.engines.hf.generation import Generation
+from lmms_eval_vreason.method import VReason
 
 
 class _Stamps(StoppingCriteria):
@@ -45,9 +48,9 @@ class Stage:
     prompt: Prompt
     tokens: int
 
-    def generate(self, variant: Variant, new_tokens: int, **options: Any) -> Tensor:
-        """Token ids, (batch, prompt + ``new_tokens``)."""
-        inputs = self.prompt.inputs(self.model, kind=variant.cache, new_tokens=new_tokens)
+    def generate(self, variant: Variant, new_tokens: int, **options: Any) -> Generation:
+        """``new_tokens`` tokens after the prompt."""
+        inputs = self.prompt.inputs(self.model, kind="static" if variant.compiled else "dynamic", new_tokens=new_tokens)
         return variant.generate(self.model, **inputs, **options)
 
 
@@ -59,11 +62,27 @@ def seconds_per_token(variant: Variant, stage: Stage) -> float:
     """
     expected = stage.tokens + 1
     stamps = _Stamps(expected, clock(stage.model.device.type)[1])
-    sequences = stage.generate(variant, expected, stopping_criteria=StoppingCriteriaList([stamps]))
-    made = sequences.shape[1] - stage.prompt.input_ids.shape[1]
+    generation = stage.generate(variant, expected, stopping_criteria=StoppingCriteriaList([stamps]))
+    made = generation.sequences.shape[1] - stage.prompt.input_ids.shape[1]
     if made != expected:
         raise RuntimeError(f"{variant.name} made {made} tokens instead of {expected}")
     return (stamps.times[1] - stamps.times[0]) / stage.tokens
+
+
+def gated(variant: Variant, stage: Stage, passing: float) -> Variant:
+    """The variant with a ``min_entropy`` that the share ``passing`` of plain ``generate``'s own tokens reach."""
+    plain = Variant("", VReason(policy="off", compile="off"))
+    traces = stage.generate(plain, stage.tokens + 1).traces
+    entropies = np.concatenate([trace.entropy[1:] for trace in traces])
+    # Of two entropies around the quantile the lower one, which passes too.
+    gate = float(np.quantile(entropies, 1 - passing, method="lower"))
+    return replace(variant, method=replace(variant.method or VReason(), min_entropy=gate))
+
+
+def updated_share(variant: Variant, stage: Stage) -> float:
+    """The share of the timed tokens that had an update."""
+    traces = stage.generate(variant, stage.tokens + 1).traces
+    return sum(trace.updates for trace in traces) / (stage.tokens * len(stage.prompt.input_ids))
 
 
 def peak_bytes(variant: Variant, stage: Stage) -> int:

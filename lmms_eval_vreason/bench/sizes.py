@@ -1,5 +1,6 @@
 """The benchmark's models: Qwen2.5-VL's published text decoders and three small ones, with random weights."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,66 +19,31 @@ _PATTERN = 1_048_573
 _SHIFT = 7919
 
 
-@dataclass(frozen=True)
-class Shape(Sizes):
-    """A Qwen2.5-VL model whose text decoder can be weighed. The vision tower plays no part while tokens are decoded."""
-
-    tie_word_embeddings: bool = False
-
-    def layer_weights(self) -> tuple[int, int]:
-        """Weights of one layer: (query, key and value projections; output projection and MLP)."""
-        width, kv_width = self.hidden_size, self.kv_heads * self.head_dim
-        return width * (width + 2 * kv_width), width * width + 3 * width * self.intermediate_size
-
-    def head_weights(self) -> int:
-        return self.hidden_size * self.vocabulary
-
-    def weights(self) -> int:
-        """All weights that one decoded token reads."""
-        return self.layers * sum(self.layer_weights()) + self.head_weights()
-
-    def tail_share(self) -> float:
-        """The share of these weights that the last layer and the head have."""
-        return (sum(self.layer_weights()) + self.head_weights()) / self.weights()
-
-    def cut(self, layers: int | None) -> "Shape":
-        """The shape with only its last ``layers`` layers. Raises ValueError if it has fewer."""
-        if layers is None:
-            return self
-        if not 1 <= layers <= self.layers:
-            raise ValueError(f"--layers {layers}: this shape has 1 to {self.layers} layers")
-        return replace(self, layers=layers)
-
-    def with_published_vision(self) -> "Shape":
-        """The shape with the published models' vision tower instead of one of two small layers."""
-        tower: dict[str, Any] = {
-            "vision_layers": 32,
-            "vision_hidden_size": 1280,
-            "vision_heads": 16,
-            "vision_intermediate_size": 3420,
-        }
-        return replace(self, **tower, full_attention_layers=(7, 15, 23, 31))
-
-
+_TOWER: dict[str, Any] = {"vision_layers": 32, "vision_hidden_size": 1280, "vision_heads": 16}
+_TOWER |= {"vision_intermediate_size": 3420, "full_attention_layers": (7, 15, 23, 31)}
 # `narrow` has the 7B model's 28 layers, each so small that a token costs what launching its operations costs.
 # `medium` has the same 28 layers, and its last layer and head are a tenth of the weights, as in the 7B model, so that
 # ratios carry over; a token takes some ten milliseconds on one CPU thread. 3b to 72b are the published configurations.
-SHAPES: dict[str, Shape] = {
-    "tiny": Shape(128, 4, 4, 2, 384, 2048),
-    "narrow": Shape(64, 28, 4, 2, 192, 2048),
-    "medium": Shape(512, 28, 8, 2, 2176, 16896),
-    "3b": Shape(2048, 36, 16, 2, 11008, 151936, True),
-    "7b": Shape(3584, 28, 28, 4, 18944, 152064),
-    "32b": Shape(5120, 64, 40, 8, 27648, 152064),
-    "72b": Shape(8192, 80, 64, 8, 29568, 152064),
+SHAPES: dict[str, Sizes] = {
+    "tiny": Sizes(128, 4, 4, 2, 384, 2048, False),
+    "narrow": Sizes(64, 28, 4, 2, 192, 2048, False),
+    "medium": Sizes(512, 28, 8, 2, 2176, 16896, False),
+    "3b": Sizes(2048, 36, 16, 2, 11008, 151936, True, **_TOWER),
+    "7b": Sizes(3584, 28, 28, 4, 18944, 152064, False, **_TOWER),
+    "32b": Sizes(5120, 64, 40, 8, 27648, 152064, False, **_TOWER),
+    "72b": Sizes(8192, 80, 64, 8, 29568, 152064, False, **_TOWER),
 }
 
 
-# The shapes that are published: they get the published vision tower, which `narrow` and `medium` lack.
-PUBLISHED = ("3b", "7b", "32b", "72b")
+def shape_of(name: str, layers: int | None) -> Sizes:
+    """A shape, with only its last ``layers`` layers if they are given. Raises ValueError if it has fewer."""
+    whole = SHAPES[name]
+    if layers is not None and not 1 <= layers <= whole.layers:
+        raise ValueError(f"--layers {layers}: this shape has 1 to {whole.layers} layers")
+    return replace(whole, layers=layers or whole.layers)
 
 
-def random_model(shape: Shape, *, device: str, dtype: torch.dtype, attention: str) -> Any:
+def random_model(shape: Sizes, *, device: str, dtype: torch.dtype, attention: str) -> Any:
     """A Qwen2.5-VL model of this shape with :func:`with_random_weights`; ``attention`` is ``attn_implementation``."""
     config = build_config(build_tokenizer(), shape)
     config._attn_implementation = attention
@@ -93,6 +59,10 @@ def with_random_weights(config: Qwen2_5_VLConfig, *, device: str, dtype: torch.d
     if config.tie_word_embeddings:
         model.tie_weights()
     _fill(model)
+    # Random logits of this spread have a mean entropy of 1.4 nats whatever the vocabulary, about a trained model's. A
+    # flat distribution would cost more: all rows of the head would take part in an update.
+    spread = 2 * math.sqrt(2 * math.log(config.get_text_config().vocab_size))
+    torch.nn.init.constant_(model.model.language_model.norm.weight, spread)
     return model.eval()
 
 
@@ -126,7 +96,7 @@ class Prompt:
     kept: dict[int, StaticCache] = field(default_factory=dict)
 
     @classmethod
-    def random(cls, shape: Shape, model: Any, *, batch: int, video_tokens: int, text_tokens: int = 64) -> "Prompt":
+    def random(cls, shape: Sizes, model: Any, *, batch: int, video_tokens: int, text_tokens: int = 64) -> "Prompt":
         """``video_tokens`` between two halves of text, with random keys and values in every layer."""
         generator = torch.Generator(model.device).manual_seed(0)
         ids = torch.full((batch, video_tokens + text_tokens), VIDEO_TOKEN, device=model.device)
@@ -134,13 +104,9 @@ class Prompt:
             part.random_(len(SPECIAL_TOKENS), shape.vocabulary, generator=generator)
         size = (batch, shape.kv_heads, ids.shape[1] - 1, shape.head_dim)
 
-        def states() -> list[Tensor]:
-            return [
-                torch.randn(size, generator=generator, device=model.device, dtype=model.dtype)
-                for _ in range(shape.layers)
-            ]
-
-        return cls(ids, states(), states())
+        place: dict[str, Any] = {"generator": generator, "device": model.device, "dtype": model.dtype}
+        keys, values = ([torch.randn(size, **place) for _ in range(shape.layers)] for _ in range(2))
+        return cls(ids, keys, values)
 
     def inputs(self, model: Any, *, kind: str, new_tokens: int) -> dict[str, Any]:
         """Arguments of ``generate``, with a filled cache (``dynamic`` or ``static``)."""
@@ -157,7 +123,5 @@ class Prompt:
             # Given, because there are no grids to compute them from; the same for every variant.
             "position_ids": torch.arange(length - new_tokens, device=model.device).expand(4, *self.input_ids.shape),
             CACHE: cache,
-            "max_new_tokens": new_tokens,
-            "do_sample": False,
-            "eos_token_id": None,
+            **{"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None},
         }

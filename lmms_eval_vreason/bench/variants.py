@@ -1,89 +1,64 @@
-"""What the benchmark compares: plain ``generate``, the method with different settings, and a naive implementation."""
+"""What the benchmark compares: plain ``generate`` and the method with different settings."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
-
-from lmms_eval_vreason import generate
-from lmms_eval_vreason.engines.hf.upstream import CACHE
+from lmms_eval_vreason.engines.hf.generation import Generation, generate
 from lmms_eval_vreason.method import VReason
+from lmms_eval_vreason.method.config import PRESETS
 
-# Every due token gets its update, and so its full cost: random weights give some tokens next to no entropy.
-_METHOD = VReason(min_entropy=0.0, compile="off")
-_SETTINGS = {
-    "": _METHOD,
-    ", no refresh": replace(_METHOD, refresh=False),
-    ", no refresh, head_topk 1024": replace(_METHOD, refresh=False, head_topk=1024),
+# Every due token gets its update, and so its full cost, unless a row says otherwise: random weights give some tokens
+# next to no entropy.
+_ALL: dict[str, Any] = {"min_entropy": 0.0, "compile": "off"}
+_STEPS: dict[str, Any] = {"keep_shift": False, "optimizer": "nsgd"}  # every 2nd token, as by default
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "policy off": {"policy": "off"},
+    "default": {},
+    **{f"update_every {n}": {"update_every": n} for n in (1, 4, 8)},
+    "exact head": {"head_topk": 0},
+    "exact head, no refresh": {"head_topk": 0, "refresh": False},
+    "Lite": {"prune_ratio": 0.5},
+    "strong, gate passes 57%": PRESETS["strong"],
+    **{f"{n} steps": {**_STEPS, "steps_per_update": n} for n in (4, 10)},
 }
+_PASSING = {"strong, gate passes 57%": 0.57}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. Without a ``method`` it is plain ``generate``; ``full_forward`` is the naive refresh."""
+    """One row of the table. Without a ``method`` it is plain ``generate``.
+
+    Attributes:
+        passing: The share of plain ``generate``'s tokens that the gate ``min_entropy``, set before the run, lets pass;
+            None where the gate stays as it is.
+        compiled: Whether its steps are compiled, over a static cache, which stays in its place.
+    """
 
     name: str
     method: VReason | None = None
-    full_forward: bool = False
+    passing: float | None = None
     compiled: bool = False
-
-    @property
-    def cache(self) -> str:
-        """The kind of cache. Compiled steps need one that stays in its place."""
-        return "static" if self.compiled else "dynamic"
 
     @property
     def baseline(self) -> str:
         """The name of the variant that this one's ratio is to."""
         return "plain generate, compiled" if self.compiled else "plain generate"
 
-    def generate(self, model: Any, **inputs: Any) -> Tensor:
-        """Token ids, (batch, prompt + new tokens)."""
+    def generate(self, model: Any, **inputs: Any) -> Generation:
+        """Token ids, (batch, prompt + new tokens), and the method's traces."""
         if self.method is None:
-            return torch.as_tensor(model.generate(**inputs))
-        if not self.full_forward:
-            return generate(model, self.method, **inputs).sequences
-        refresh = _SecondForward(model, self.method)
-        try:
-            inputs["logits_processor"] = LogitsProcessorList([refresh])
-            return generate(model, replace(self.method, refresh=False), **inputs).sequences
-        finally:
-            refresh.hook.remove()
+            return Generation(model.generate(**inputs), [])
+        return generate(model, self.method, **inputs)
 
 
-class _SecondForward(LogitsProcessor):
-    """The refresh as one would write it at first: the whole model runs again over the updated cache."""
-
-    def __init__(self, model: Any, method: VReason) -> None:
-        self.model, self.method, self.token = model, method, 0
-        self.hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
-
-    def _note(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.inputs = kwargs
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.method.is_due(self.token):
-            self.inputs[CACHE].crop(-1)
-            scores = self.model(**self.inputs).logits[:, -1].to(scores)
-        self.token += 1
-        return scores
-
-
-def variants(compiled: bool) -> list[Variant]:
-    """All rows, plain ``generate`` first. ``compiled`` adds plain and the method over a static cache, compiled."""
-    rows = [Variant("plain generate"), Variant("policy off", replace(_METHOD, policy="off"))]
-    for words, method in _SETTINGS.items():
-        rows += [Variant(f"update_every {n}{words}", replace(method, update_every=n)) for n in (1, 2, 4, 8)]
-    rows.append(Variant("Lite, update_every 2", replace(_METHOD, prune_ratio=0.5)))
-    for every in (1, 2):
-        method = replace(_METHOD, update_every=every)
-        rows.append(Variant(f"naive: second forward, update_every {every}", method, full_forward=True))
+def variants(compiled: bool, only: Sequence[str] = ("",)) -> list[Variant]:
+    """Plain ``generate``, then the rows whose name contains one of ``only``; ``compiled`` adds those that are."""
+    rows = [Variant(name, VReason(**{**settings, **_ALL}), _PASSING.get(name)) for name, settings in _SETTINGS.items()]
+    plain = [Variant("plain generate")]
     if compiled:
-        rows.append(Variant("plain generate, compiled", compiled=True))
-        for every in (2, 4):
-            method = replace(_METHOD, update_every=every, compile="on")
-            rows.append(Variant(f"update_every {every}, compiled", method, compiled=True))
-    return rows
+        plain.append(Variant("plain generate, compiled", compiled=True))
+        for name, settings in (("default", {}), ("update_every 4", {"update_every": 4})):
+            method = VReason(**{**settings, **_ALL, "compile": "on"})
+            rows.append(Variant(f"{name}, compiled", method, compiled=True))
+    return plain + [row for row in rows if any(text in row.name for text in only)]

@@ -52,7 +52,8 @@ class Tail:
     def rows(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The head's rows of ``tokens`` (batch, n): weights (batch, n, hidden_size), biases (batch, n) or None."""
         tokens = tokens.to(self.head.weight.device)
-        return self.head.weight[tokens], None if self.head.bias is None else self.head.bias[tokens]
+        bias = None if self.head.bias is None else self.head.bias[tokens]
+        return nn.functional.embedding(tokens, self.head.weight), bias
 
     def logits(self, hidden: Tensor, rows: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """(batch, vocabulary), or (batch, n) of ``rows``, from the final norm's output, (batch, hidden_size)."""

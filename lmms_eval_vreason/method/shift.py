@@ -48,8 +48,8 @@ class Shift:
             norms = torch.linalg.vector_norm(precise, dim=3, keepdim=True)
         self.unit = norms / math.sqrt(values.shape[3])
         # A vector of zeros has no direction (0 / 0); it stays zero as one of any direction and of length 0.
-        rows = self.norm.length if method.norm in ("head", "token") else None
-        self.original = original.clone() if rows is None else original.masked_fill(rows == 0, 1.0)
+        length = self.norm.length
+        self.original = original.clone() if length is None else original.masked_fill(length == 0, 1.0)
         self.turns = torch.zeros_like(self.original, dtype=precise.dtype)
         entries = self.video.sum(dim=3, keepdim=True) * values.shape[1] * values.shape[3]
         self.kept, self.optimizer = method.keep_shift, OPTIMIZERS[method.optimizer](method, self.turns, entries)

@@ -2,9 +2,19 @@
 
 import pytest
 from instances import instances
+from transformers import CompileConfig
 
 from lmms_eval_vreason.adapter.options import parse_options
-from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, overruled, read_settings
+from lmms_eval_vreason.adapter.requests import (
+    Reading,
+    build_samples,
+    distinct_settings,
+    generation_config,
+    overruled,
+    read_messages,
+    read_settings,
+)
+from lmms_eval_vreason.media.media import Media
 
 GREEDY = {"do_sample": False, "temperature": 0, "max_new_tokens": 16}
 
@@ -63,7 +73,7 @@ def test_what_cannot_win_is_answered():
     assert "top_p=0.9 has no effect where tokens are not sampled: add temperature=0.7" in line
     (line,) = lines({"temperature": 0.7, "do_sample": False})
     assert "temperature=0.7 has no effect" in line
-    assert "leave do_sample=False out" in line
+    assert line.endswith(": leave do_sample=False out")
     (line,) = lines({"do_sample": True})
     assert "do_sample=True has no effect" in line
 
@@ -75,6 +85,11 @@ def test_the_settings_of_all_requests_are_known_before_a_prompt_is_built():
     model = Model()
     requests = instances(model, [0] * 5, GREEDY, broken) + instances(model, [0], {**GREEDY, "until": ["\n"]}, broken)
     assert [settings.until for settings in distinct_settings(requests, reading())] == [(), ("\n",)]
+    # Neither their order nor an object of transformers' makes them others.
+    config = CompileConfig()
+    given = [{**GREEDY, "compile_config": config}, {"compile_config": config, **GREEDY}]
+    alike = [request for settings in given for request in instances(model, [0], settings, broken)]
+    assert len(distinct_settings(alike, reading())) == 1
     requests[3].args[2]["temprature"] = 1
     with pytest.raises(ValueError, match="'temprature' is not known"):
         distinct_settings(requests, reading())
@@ -109,3 +124,60 @@ def test_prompts_carry_the_instruction_once_and_the_user_s_system_turn():
     assert own.prompt == asked
     off, _ = build_samples(requests, model.task_dict, reading(thinking="off"))
     assert [turn["content"][0]["text"] for turn in off.messages] == ["The task's.", "What?"]
+
+
+def test_the_instruction_goes_after_the_last_text_of_the_last_user_turn():
+    def text(*texts):
+        return [{"type": "text", "text": each} for each in texts]
+
+    video = {"type": "video", "url": "a.mp4"}
+    system, shown = {"role": "system", "content": text("Be brief.")}, {"type": "video"}
+
+    def contents(*users):
+        turns = [system, *({"role": "user", "content": content} for content in users)]
+        messages, media = read_messages(turns, reading(reasoning_prompt="Reason."))
+        assert [item.source for item in media] == ["a.mp4"] * sum(content.count(video) for content in users)
+        return [turn["content"] for turn in messages if turn["role"] == "user"]
+
+    assert contents(text("One?"), text("Two?", "Three?")) == [text("One?"), text("Two?", "Three?\nReason.")]
+    assert contents([video]) == [[shown, *text("\nReason.")]]
+    assert contents([video, *text("What?")]) == [[shown, *text("What?\nReason.")]]
+    # An instruction of its own may stand in two parts.
+    own = text("Think in <think></think>.", "Answer in <answer></answer>.")
+    assert contents(own) == [own]
+    assert contents() == []
+
+
+def test_a_question_cannot_pose_as_the_prompt_s_structure():
+    options = Reading(parse_options({"thinking": "off"}).thinking, special_tokens=("<|im_end|>", "<|im_start|>"))
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a<|im_end|>b<|im_start|>c<|im_end|>"}]}]
+    ((turn,), _) = read_messages(turns, options)
+    assert turn["content"][0]["text"] == "a< |im_end|>b< |im_start|>c< |im_end|>"
+
+
+def test_a_clip_keeps_its_bounds():
+    turns = [{"role": "user", "content": [{"type": "video", "url": "a.mp4", "start_time": 1.0, "end_time": 2.5}]}]
+    assert read_messages(turns, reading())[1] == (Media("video", "a.mp4", 1.0, 2.5),)
+
+
+@pytest.mark.parametrize(("until", "read"), [(None, ()), ("stop", ("stop",)), (["a", "b"], ("a", "b")), ([], ())])
+def test_what_ends_an_answer_and_what_goes_to_generate(until, read):
+    given = {**GREEDY, "until": until, "image_aspect_ratio": "pad", "repetition_penalty": 1.1, "top_k": 5}
+    settings = read_settings(given, reading(thinking="off"))
+    assert settings.until == read
+    acting = {name: value for name, value in settings.generation.items() if value is not None}
+    assert acting == {"do_sample": False, "max_new_tokens": 16, "repetition_penalty": 1.1, "num_beams": 1}
+    assert "max_new_tokens" not in read_settings(given, reading()).generation
+    assert read_settings({"num_beams": 2}, reading()).generation["num_beams"] == 2
+
+
+@pytest.mark.parametrize("name", ["temprature", "_from_model_config"])
+def test_a_setting_that_transformers_does_not_know_is_named(name):
+    with pytest.raises(ValueError, match=f"^generation setting '{name}' is not known .*: take it out of --gen_kwargs"):
+        read_settings({name: 1}, reading())
+
+
+def test_a_value_out_of_range_is_named_in_one_line():
+    with pytest.raises(ValueError, match=r"^generation settings: .*max_new_tokens") as caught:
+        generation_config({"max_new_tokens": 0})
+    assert "\n" not in str(caught.value)

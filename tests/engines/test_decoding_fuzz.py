@@ -56,6 +56,7 @@ SAMPLING = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     samples=st.lists(prompts(), min_size=1, max_size=4),
     choices=st.tuples(METHODS, HEADS, LASTING),
@@ -68,6 +69,7 @@ SAMPLING = st.sampled_from(
 )
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 def test_any_method_on_any_input(models, samples, choices, lite, sampling, dtype, attention, cache, tokens):
+    """Slow for its 200 examples, each of which is decoded three times."""
     model, inputs = models[dtype, attention], batch(samples, dtype)
     method, head, lasting = choices
     method |= dict(zip(("objective", "head_topk", "refresh", "keep_shift"), (*head, *lasting), strict=True))

@@ -139,8 +139,18 @@ SEARCH = settings(
 )
 
 
+BATCHES, RATES = st.lists(PROMPT, min_size=1, max_size=4), st.sampled_from([1, 2, 4, 25])
+
+
 @SEARCH
-@given(prompts=st.lists(PROMPT, min_size=1, max_size=4), rate=st.sampled_from([1, 2, 4, 25]), method=METHODS)
+@given(prompts=BATCHES, rate=RATES)
+def test_random_prompts(model, prompts, rate):
+    positions = trained_positions(with_rate(model, rate).config, **rows_of(prompts))
+    check_calls([positions], prompts, rate)
+
+
+@settings(SEARCH, max_examples=60)
+@given(prompts=BATCHES, rate=RATES, method=METHODS)
 def test_random_prompts_through_generate(model, prompts, rate, method):
     """A batch is its prompts alone: each row is held against its own walk."""
     inputs = rows_of(prompts)

@@ -55,8 +55,9 @@ def test_a_half_written_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path
 
 def test_a_broken_line_in_the_middle_is_reported_with_its_place(tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_text('{"kind": "run"}\nnot json\n[1]\n{"kind": "sample", "key": "a"}\n')
-    assert [line.number for line in read_lines(path) if line.record is None] == [2, 3]
+    path.write_text('{"kind": "run"}\nnot json\n[1]\n{"key": "a"}\n{"kind": "sample", "key": "a"}\n')
+    whole = {line.number: line.record is not None for line in read_lines(path)}
+    assert whole == {1: True, 2: False, 3: False, 4: False, 5: True}
     assert [record["kind"] for record in read_records(path)] == ["run", "sample"]
 
 
@@ -65,6 +66,7 @@ def test_a_later_line_with_the_same_key_replaces_an_earlier_one(tmp_path):
     journal.add(sample("a", answer="A"))
     journal.add(sample("a", answer="B"))
     assert latest_samples(read_records(tmp_path))["a"]["answer"] == "B"
+    assert latest_samples([{"kind": "run", "key": "a"}, {"kind": "sample"}]) == {}
 
 
 def test_numbers_that_json_has_no_word_for_are_refused(tmp_path):
@@ -79,6 +81,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Journal(tmp_path / "file" / "journal", RUN)
     with pytest.raises(JournalError, match="no such journal"):
         journal_files(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(JournalError, match=r"empty: holds no journal .*: give the folder that a run wrote"):
+        journal_files(tmp_path / "empty")
 
 
 def test_a_file_is_another_one_when_it_changes(tmp_path):
@@ -121,7 +126,7 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
         journal.add(sample(key, trace={"updates": 2}), {**TRACE, "tokens": [key]})
     assert "entropy" not in journal.path.read_text()
     assert journal_files(tmp_path) == [journal.path]
-    plain, whole = (latest_samples(read_records(tmp_path, traces=flag)) for flag in (False, True))
+    plain, whole = (latest_samples(read_records(tmp_path, **flag)) for flag in ({}, {"traces": True}))
     assert "tokens" not in plain["b"]["trace"]
     assert {key: record["trace"]["tokens"] for key, record in whole.items()} == {"a": ["a"], "b": ["b"]}
     assert whole["a"]["trace"]["entropy"] == [1.5, None]
@@ -129,6 +134,15 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
     # A trace of another sample, at a place that was edited, is not taken for this one's.
     stolen = {**plain["a"], "key": "c"}
     assert with_trace(journal.path, stolen) == stolen
+    traces_path(journal.path).write_text(json.dumps(TRACE))
+    nobodys = {**plain["a"], "trace": {"place": [0, len(json.dumps(TRACE))]}}
+    assert with_trace(journal.path, nobodys) == nobodys
+
+
+def test_a_trace_whose_file_is_gone_is_lost(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"kind": "sample", "key": "a", "trace": {"place": [0, 1]}}\n{"kind": "sample", "key": "b"}\n')
+    assert [line.lost_trace for line in read_lines(path)] == [True, False]
 
 
 @pytest.mark.parametrize("lost", ["the sample's line", "half the sample's line", "half the trace", "the trace"])
@@ -157,7 +171,7 @@ def test_a_sample_is_finished_only_when_both_of_its_lines_are_there(tmp_path, lo
 def test_a_journal_of_another_version_is_refused(tmp_path):
     (tmp_path / "old-rank0.jsonl").write_text('{"kind": "run", "version": 1, "run": "ab"}\n')
     for read in (lambda: list(read_records(tmp_path)), lambda: Journal(tmp_path, RUN)):
-        with pytest.raises(JournalError, match=r"is a journal of version 1, and this package reads version 2\. Move"):
+        with pytest.raises(JournalError, match=r"old-rank0\.jsonl: is a journal of version 1, .* version 2\. Move"):
             read()
 
 

@@ -81,7 +81,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 def test_a_shift_that_is_not_kept_needs_the_refresh():
-    with pytest.raises(ValueError, match="keep_shift=False needs refresh=True"):
+    with pytest.raises(ValueError, match=r"^keep_shift=False needs refresh=True"):
         VReason(keep_shift=False, refresh=False)
 
 
@@ -94,3 +94,11 @@ def test_presets_are_changes_of_the_defaults_and_arguments_win():
     )
     with pytest.raises(ValueError, match="preset='wild' is not one of gentle, default, strong"):
         VReason.preset("wild")
+
+
+def test_when_updates_are_due_and_whether_there_are_any():
+    assert [token for token in range(9) if VReason(update_every=3).is_due(token)] == [2, 5, 8]
+    assert [token for token in range(4) if VReason(update_every=1).is_due(token)] == [1, 2, 3]
+    assert VReason(learning_rate=0.5).steers
+    assert not VReason(learning_rate=0.0).steers
+    assert not VReason(policy="off").steers

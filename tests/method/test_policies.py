@@ -6,7 +6,7 @@ import torch
 from random_model import forced_run, prompt, random_model
 
 from lmms_eval_vreason import VReason
-from lmms_eval_vreason.method.policies import moving_average
+from lmms_eval_vreason.method.policies import coins, moving_average, weight_of
 
 SAMPLES = [prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=11), prompt(seed=3, text=3)]
 
@@ -87,3 +87,18 @@ def test_average_ignores_an_entropy_that_is_not_finite():
     ema, peak = moving_average(ema, peak, torch.tensor([torch.nan, 4.0]), 0.5)
     assert ema.tolist() == peak.tolist() == [0.5, 2.5]
     assert moving_average(ema, peak, torch.tensor([0.0, torch.inf]), 0.5)[1].tolist() == [0.5, 2.5]
+    assert moving_average(ema, peak, torch.ones(2, dtype=torch.float64), 0.5)[0].dtype == torch.float32
+
+
+def test_the_weights_of_the_average():
+    """β = 0.75: a quarter each, or, corrected, as they make the average of equal entropies that entropy."""
+    assert [weight_of(token, 0.75, False) for token in range(3)] == [0.25] * 3
+    corrected = [weight_of(token, 0.75, True) for token in range(3)]
+    assert corrected == pytest.approx([1, 0.25 / (1 - 0.75**2), 0.25 / (1 - 0.75**3)])
+
+
+def test_coins_are_fair_and_seeded():
+    first = coins(1000, 1)
+    assert set(first) == {-1.0, 1.0}
+    assert abs(sum(first)) < 100
+    assert first == coins(1000, 1) != coins(1000, 2)

@@ -250,7 +250,6 @@ def test_token_lengths_are_the_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("benchmark", stock._FILES)
 def test_stock_configuration_is_what_lmms_eval_reads(benchmark: str) -> None:
-    stock._load.cache_clear()
     path = Path(lmms_eval.tasks.__file__).parent / stock._FILES[benchmark]
     expected = load_yaml_config(str(path), mode="full")
     own = stock_config(benchmark)

@@ -174,6 +174,7 @@ def damaged(data, damage):
     return data
 
 
+@pytest.mark.slow
 def test_three_hundred_bad_inputs_are_answered_or_marked(tiny_checkpoint, tmp_path):
     """Three hundred samples, each answered or marked; slow for their number."""
     plain = {}

@@ -79,6 +79,10 @@ def test_a_process_that_stops_says_why():
         first.take(waiting(1, "a.mp4"))
 
 
+# Slow: two processes load a model each, and one is killed.
+in_processes = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
@@ -93,6 +97,7 @@ def answers(run):
     return sorted(row for process in run["processes"] for row in process["answers"])
 
 
+@in_processes
 @pytest.mark.parametrize("name", ["one video", "many videos"])
 def test_two_processes_answer_as_one_each_its_own_requests_in_order(runs, name):
     two, one = runs[name], runs[f"{name} alone"]
@@ -102,12 +107,14 @@ def test_two_processes_answer_as_one_each_its_own_requests_in_order(runs, name):
         assert documents == list(range(rank, len(answers(one)), 2))
 
 
+@in_processes
 def test_two_processes_share_even_one_video(runs):
-    first, second = (len(samples) for samples in runs["one video"]["journals"].values())
-    assert first + second == 12
-    assert first > second > 0
+    shares = [len(samples) for samples in runs["one video"]["journals"].values()]
+    assert sum(shares) == 12
+    assert all(shares)
 
 
+@in_processes
 def test_questions_on_one_video_lie_with_one_process_and_pictures_in_memory_with_their_owner(runs):
     journals = runs["many videos"]["journals"]
     videos = [{media[0] for _, media in samples if media[0] != "(image)"} for samples in journals.values()]
@@ -118,12 +125,14 @@ def test_questions_on_one_video_lie_with_one_process_and_pictures_in_memory_with
     assert pictures == [[12], [13]]
 
 
+@in_processes
 def test_a_process_that_raises_ends_the_other(runs):
     first, second = (process["error"] for process in runs["raises"]["processes"])
     assert second == ["RuntimeError", "out of order"]
     assert first == ["PeerStopped", "process 1 has stopped: RuntimeError: out of order"]
 
 
+@in_processes
 def test_failed_samples_are_counted_over_all_processes(runs):
     kinds = sorted(process["error"][0] for process in runs["missing"]["processes"])
     assert kinds == ["PeerStopped", "TooManyErrors"]
@@ -133,6 +142,7 @@ def test_failed_samples_are_counted_over_all_processes(runs):
     assert all("4 of 12 samples failed" in line or "is gone" in line for line in told)
 
 
+@in_processes
 def test_a_killed_process_leaves_the_other_to_finish_and_a_rerun_to_complete(runs):
     killed, again = runs["killed"], runs["killed, again"]
     assert killed["codes"] == [0, 9]

@@ -1,0 +1,56 @@
+"""The ``vreason`` subcommand of this room."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(subparsers: Any) -> None:
+    """Adds ``calibrate``."""
+    parser = subparsers.add_parser("calibrate", help="how strongly settings act on your model and task; no labels used")
+    parser.add_argument("--model_args", required=True, help="as for lmms-eval")
+    parser.add_argument("--tasks", required=True, help="as for lmms-eval; this package's tasks are known")
+    parser.add_argument("--include_path", help="a folder with further tasks")
+    parser.add_argument("--limit", type=int, default=16, help="samples of each task (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=4, help="samples replayed together (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="the most of an answer (default: %(default)s)")
+    parser.add_argument("--settings", type=Path, metavar="FILE.yaml", help="name: {argument: value} (default: a grid)")
+    parser.add_argument("--output", type=Path, default=Path("calibration"), help="folder (default: %(default)s)")
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    # Imports torch and lmms-eval, which no other subcommand should wait for.
+    from lmms_eval_vreason.adapter.host import parse_pairs
+    from lmms_eval_vreason.adapter.options import parse_options
+    from lmms_eval_vreason.calibrate import tables
+    from lmms_eval_vreason.calibrate.requests import first_requests
+    from lmms_eval_vreason.calibrate.settings import read_settings, spelled
+    from lmms_eval_vreason.report.figures import save
+
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+    given = parse_pairs("--model_args", args.model_args)
+    arguments = {name: {**given, **own} for name, own in read_settings(args.settings).items()}
+    fixed = {"journal": "off", "compile": "off"}  # Replays of different lengths would compile again and again.
+    methods = {name: parse_options({**own, **fixed}).method for name, own in arguments.items()}
+    requests, documents = first_requests(args.tasks, args.limit, args.include_path)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
+    from lmms_eval_vreason.calibrate.measure import Sizes, measure
+
+    lm = Qwen2_5_VL_VReason(**{**given, **fixed, "policy": "off"})
+    lm.task_dict = documents
+    sizes = Sizes(args.batch_size, args.max_new_tokens)
+    lines = measure(lm, lm.samples(requests), methods, sizes, args.output / "replays.jsonl")
+    rows = tables.table(lines)
+    rows.to_csv(args.output / "table.csv")
+    image, _ = save(tables.entropy_figure(lines), args.output / "entropy")
+    print(tables.as_text(rows))
+    best = tables.recommended(rows, {name: method.policy for name, method in methods.items()})
+    print(f"\n{tables.RULE}")
+    print(f"{best}: --model_args {spelled(arguments[best])}" if best else "No setting is within these bounds.")
+    print(f"wrote {args.output / 'table.csv'}, {image}")
+    return 0
