@@ -26,7 +26,6 @@ from lmms_eval_vreason.shapes.render import sampled
 
 _WELL_FORMED = re.compile(r"<think>[^<]+</think><answer>([A-D])</answer>")
 _OFF = VReason(policy="off")
-MAX_NEW_TOKENS = 160
 
 
 def prepare(processor: Any, items: Sequence[Item], frames: Sequence[np.ndarray]) -> BatchFeature:
@@ -88,9 +87,9 @@ class Reasoner:
         for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False):
             part = order[start : start + batch_size]
             inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
-            positions = trained_positions(self.model.config, **inputs)
-            options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
-            result = generate(self.model, method, **inputs, **options, position_ids=positions)
+            inputs["position_ids"] = trained_positions(self.model.config, **inputs)
+            inputs.update(max_new_tokens=160, do_sample=False)
+            result = generate(self.model, method, **inputs)
             said = result.sequences[:, inputs["input_ids"].shape[1] :]
             texts = self.processor.batch_decode(said, skip_special_tokens=True)
             answers.update(zip(part, zip(texts, result.traces, strict=True), strict=True))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature
 
 from lmms_eval_vreason.shapes.questions import KINDS, SceneQuestion, ask
 from lmms_eval_vreason.shapes.render import render, sampled
@@ -66,13 +65,13 @@ class Layout:
         before = before.replace(processor.video_token, processor.video_token * tokens)
         self.prefix = torch.tensor(processor.tokenizer(before)["input_ids"])
 
-    def encode_videos(self, clips: list[np.ndarray]) -> BatchFeature:
-        inputs: BatchFeature = self.processor.video_processor(
+    def encode_videos(self, clips: list[np.ndarray]) -> Any:
+        """The processor's inputs for clips of ``(8, 84, 84, 3)`` each."""
+        return self.processor.video_processor(
             videos=[torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips],
             do_sample_frames=False,
             return_tensors="pt",
         )
-        return inputs
 
     def segment(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one prompt and response, ended by ``<|im_end|>``."""
