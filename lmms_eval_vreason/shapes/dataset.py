@@ -20,7 +20,7 @@ from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
 
 # Increase it whenever an index gives another question or picture, so that old clips are never taken for new ones.
 WORLD_VERSION = 2
-HAZE = (0.0, 1.0)  # the least and the greatest haze of held-out clips
+HAZE = (0.6, 1.0)  # the least and the greatest haze of held-out clips
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def report(checkpoint: str | None, count: int) -> dict[str, Any]:
         "accuracy": right.mean(),
         "standard_error": right.sem(),
         "by_kind": right.groupby(answers["kind"]).mean().to_dict(),
-        "by_haze": right.groupby((answers["haze"] * 4).astype(int) / 4).mean().to_dict(),
+        "by_haze": right.groupby(answers["haze"].round(1)).mean().to_dict(),
         "format_valid": answers["valid"].mean(),
         "entropy": np.average(answers["entropy"], weights=answers["tokens"]),
         "tokens": answers["tokens"].describe().to_dict(),
