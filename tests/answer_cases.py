@@ -94,6 +94,7 @@ CASES = [
     Case("opened, quotes an answer", "a <answer>A</answer> b</think>B", "a A b", "B", opened=True),
     Case("opened, quotes an answer, cut", "a <answer>A</answer> b", "a A b", "", cut=True, opened=True),
     Case("opened, ends with the answer", "a <answer>B</answer>", "a", "B", tagged=True, opened=True),
+    Case("opened, only thinking", "a</think>", "a", "", cut=True, opened=True),
     Case("opened, nothing", "", "", "", cut=True, opened=True),
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "gentle": {"learning_rate": 0.3},
     "default": {},
-    "strong": {"keep_shift": False, "optimizer": "nsgd", "update_every": 1, "min_entropy": 0.5},
+    "strong": {"keep_shift": False, "optimizer": "nsgd", "update_every": 1},
 }
 
 
@@ -64,8 +64,8 @@ class VReason:
         norm: Over what the update preserves the norm of V: ``head`` (per token and KV head, over head_dim; ours),
             ``token`` (per token, over all KV heads), ``cache`` (one norm for all of a sample's video, as the paper's
             figure can be read) or ``none`` (V + ΔV as it is).
-        min_entropy: Nats; below it an update is skipped and costs next to nothing. At 0 a dead gradient would move ΔV
-            on old momentum alone. Ours.
+        min_entropy: Nats; below it an update is skipped and costs next to nothing. What is certain has little to gain,
+            and a step that does not know the gradient's size would turn the values for nothing. Ours.
         head_topk: At most this many of the likeliest tokens take part in an update, in its gradient and its refreshed
             logits; the others keep their logits. 0 is exact, and so is any update of ``kl_u_p``, whose gradient is
             spread over the whole vocabulary. Ours.
@@ -95,7 +95,7 @@ class VReason:
     beta2: float = 0.999
     steps_per_update: int = 1
     norm: str = "head"
-    min_entropy: float = 1e-4
+    min_entropy: float = 0.5
     head_topk: int = 1024
     head_tail: float = 0.01
     prune_ratio: float = 0.0

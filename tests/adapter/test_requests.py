@@ -1,5 +1,8 @@
 """Requests as lmms-eval hands them over → samples; what a user asks for by name wins or is answered."""
 
+import hashlib
+import json
+
 import pytest
 from instances import instances
 from transformers import CompileConfig
@@ -15,6 +18,7 @@ from lmms_eval_vreason.adapter.requests import (
     read_settings,
 )
 from lmms_eval_vreason.media.media import Media
+from lmms_eval_vreason.run.samples import GenerationSettings
 
 GREEDY = {"do_sample": False, "temperature": 0, "max_new_tokens": 16}
 
@@ -111,6 +115,28 @@ def test_a_request_whose_prompt_fails_stays_alone_and_padding_is_left_out():
     assert "holds audio" in str(samples[2].error)
 
 
+def test_each_sample_says_which_it_is_and_what_its_prompt_is_known_by():
+    def messages(doc):
+        if doc == "bad":
+            raise KeyError("no such column")
+        turn = {"role": "user", "content": [{"type": "text", "text": doc}]}
+        return [turn if doc == "one" else {name: turn[name] for name in reversed(turn)}]
+
+    model = Model()
+    requests = [
+        request for docs in (["one", "two", "bad"],) * 3 for request in instances(model, docs, GREEDY, messages)
+    ]
+    samples = build_samples(requests, model.task_dict, reading())
+    found = [(s.index, s.task, s.split, s.doc_id, s.repeat) for s in samples]
+    assert found == [(3 * n + doc, "task", "test", doc, n) for n in range(3) for doc in range(3)]
+    one, two, bad = samples[:3]
+    assert one.prompt_digest == samples[3].prompt_digest != two.prompt_digest
+    in_order = json.dumps(one.messages, sort_keys=True)
+    assert one.prompt_digest == hashlib.sha256(in_order.encode()).hexdigest()
+    assert (bad.messages, bad.media, bad.settings) == ([], (), GenerationSettings((), {}))
+    assert one.settings == read_settings(GREEDY, reading())
+
+
 def test_prompts_carry_the_instruction_once_and_the_user_s_system_turn():
     def messages(doc):
         system = {"role": "system", "content": [{"type": "text", "text": "The task's."}]}
@@ -121,6 +147,7 @@ def test_prompts_carry_the_instruction_once_and_the_user_s_system_turn():
     requests = instances(model, ["What?", asked], GREEDY, messages)
     plain, own = build_samples(requests, model.task_dict, reading(system_prompt="Ours.", reasoning_prompt="Reason."))
     assert [turn["content"][0]["text"] for turn in plain.messages] == ["Ours.", "What?\nReason."]
+    assert plain.messages[0] == {"role": "system", "content": [{"type": "text", "text": "Ours."}]}
     assert own.prompt == asked
     off, _ = build_samples(requests, model.task_dict, reading(thinking="off"))
     assert [turn["content"][0]["text"] for turn in off.messages] == ["The task's.", "What?"]

@@ -269,7 +269,8 @@ def test_each_part_of_a_sample_counts_and_its_place_among_the_requests_does_not(
         *((Media("video", Frames(name)),) for name in "ab"),
         (Media("video", [Frames("a"), Frames("b")]),),
         *((Media("video", Image.new("RGB", size)),) for size in ((28, 56), (56, 28))),
-        (Media("video", Image.new("L", (3 * 28, 56))),),
+        *((Media("video", Image.new(mode, (28, 56))),) for mode in "LP"),
+        (Media("video", Image.new("RGB", (28, 56), "white")),),
         (Media("video", np.zeros(4, np.uint8)),),
         (Media("video", np.zeros((2, 2), np.uint8)),),
         (Media("video", np.ones(4, np.uint8)),),
@@ -287,6 +288,9 @@ def test_each_part_of_a_sample_counts_and_its_place_among_the_requests_does_not(
     keys = [sample_key(one, ""), sample_key(one, "other settings"), *(sample_key(other, "") for other in others)]
     assert len(set(keys)) == len(keys)
     assert sample_key(replace(one, index=7, messages=[{"role": "user", "content": []}]), "") == keys[0]
+    shown = Image.new("RGB", (28, 56), "red")
+    copies = [replace(one, media=(Media("video", [shown.copy(), shown.copy()]),)) for _ in range(2)]
+    assert sample_key(copies[0], "") == sample_key(copies[1], "")
     assert who(one) == {"task": "task", "split": "test", "doc_id": 1, "repeat": 0}
 
 

@@ -115,6 +115,7 @@ def test_pandas_reads_it(tmp_path):
 def test_equal_settings_have_equal_digests():
     assert digest({"a": 1, "b": [2.0, None]}) == digest(json.loads('{"b": [2.0, null], "a": 1}'))
     assert digest({"a": 1}) != digest({"a": 2})
+    assert digest({"a": range(3)}) == digest({"a": "range(0, 3)"})  # What JSON has no word for is known by its text.
 
 
 TRACE = {"tokens": ["a", "b"], "entropy": [1.5, None]}
@@ -126,6 +127,10 @@ def test_a_trace_lies_in_a_file_of_its_own_and_is_put_back_on_demand(tmp_path):
         journal.add(sample(key, trace={"updates": 2}), {**TRACE, "tokens": [key]})
     assert "entropy" not in journal.path.read_text()
     assert journal_files(tmp_path) == [journal.path]
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {
+        journal.path.name,
+        journal.path.name.replace(".jsonl", ".traces.jsonl"),
+    }
     plain, whole = (latest_samples(read_records(tmp_path, **flag)) for flag in ({}, {"traces": True}))
     assert "tokens" not in plain["b"]["trace"]
     assert {key: record["trace"]["tokens"] for key, record in whole.items()} == {"a": ["a"], "b": ["b"]}

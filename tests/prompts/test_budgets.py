@@ -32,7 +32,7 @@ class Pieces:
         return len(self.pieces)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return [self.pieces.index(text)]
+        return [0] * add_special_tokens + [self.pieces.index(text)]
 
     def decode(self, ids: list[int]) -> str:
         return "".join(self.pieces[token] for token in ids)

@@ -132,6 +132,7 @@ def test_permutation_test_counts_equal_sums_as_equal():
     """In floating point 0.1 + 0.2 - 0.3 is 5.6e-17, and sums of the same numbers depend on their order."""
     assert statistics.permutation_p(np.array([0.1, 0.5, 0.3, -0.4, -0.5])) == 1
     assert statistics.permutation_p(np.array([0.1, 0.2, 0.3])) == 2 / 8
+    assert statistics.permutation_p(1e-10 * np.array([0.1, 0.2, 0.3])) == 2 / 8  # whatever their scale
     # Of 32 patterns one has the sum 0.7, and four (one of the 0.1 turned) have 0.5.
     assert statistics.permutation_p(np.array([0.1, 0.1, 0.1, -0.1, 0.3])) == 2 * 5 / 32
 
@@ -144,6 +145,8 @@ def test_no_interval_where_nothing_spreads(values, clusters):
     interval = statistics.clustered_interval(values, clusters, 200)
     assert interval.difference == pytest.approx(values.mean())
     assert np.isnan([interval.low, interval.high]).all()
+    assert interval.means.shape == (200,)
+    assert len(set(clusters)) > 1 or np.isnan(interval.means).all()
 
 
 @settings(deadline=None)
@@ -199,3 +202,31 @@ def test_unknown_videos_are_clusters_of_their_own():
     assert sorted(set(codes)) == [0, 1, 2, 3]
     assert statistics.cluster_codes(pd.Series([None, None])).tolist() == [0, 1]
     assert statistics.cluster_codes(pd.Series([])).tolist() == []
+
+
+def test_a_report_repeats_exactly_and_another_seed_gives_another():
+    rng = np.random.default_rng(5)
+    values, clusters = rng.normal(0.1, 1, 30), np.arange(30)
+    seeds = ({}, {}, {"seed": 1})
+    first, again, other = (statistics.clustered_interval(values, clusters, 300, **seed) for seed in seeds)
+    assert first.means.tolist() == again.means.tolist() != other.means.tolist()
+    assert first.means.tolist() == statistics.bootstrap_means(values, np.ones(30), 300).tolist()
+    p = [statistics.permutation_p(values / 30, 300, seed) for seed in range(5)]
+    assert statistics.permutation_p(values / 30, 300) == p[0]
+    assert len(set(p)) > 1
+    assert statistics.permutation_p(np.full(40, 0.025), 300) == pytest.approx(2 / 301)
+
+
+def test_the_percentiles_are_expanded_by_hesterbergs_rule():
+    """Of evenly spread means the bounds are the tails themselves."""
+    low, high = statistics.percentile_interval(np.linspace(0, 1, 100_001), 5)
+    tail = stats.norm.cdf(np.sqrt(5 / 4) * stats.t.ppf(0.025, df=4))
+    assert (low, high) == pytest.approx((tail, 1 - tail))
+    assert tail < 0.025
+
+
+@pytest.mark.parametrize(("around", "spread"), [(1.0, 1e-7), (0.0, 1e-10)])
+def test_a_small_spread_is_one(around, spread):
+    values = around + spread * np.random.default_rng(0).normal(size=40)
+    interval = statistics.clustered_interval(values, np.arange(40), 200)
+    assert interval.low < interval.difference < interval.high
