@@ -117,10 +117,11 @@ def _due_step_cost(records: Iterable[Record]) -> tuple[float | None, float | Non
     """
     due, ordinary, seconds_due, seconds_ordinary = 0, 0, 0.0, 0.0
     for record in records:
-        times, own_due = record.get("seconds") or {}, (record.get("trace") or {}).get("due_steps")
-        if own_due is None or times.get("ordinary") is None or times.get("due") is None:
+        times, trace = record.get("seconds") or {}, record.get("trace") or {}
+        if trace.get("due_steps") is None or times.get("ordinary") is None or times.get("due") is None:
             continue
-        due, ordinary = due + own_due, ordinary + max(record["tokens"]["output"] - 1, 0) - own_due
+        # Seconds are a sample's share of its batch's, steps all of them: that goes out in the ratio.
+        due, ordinary = due + trace["due_steps"], ordinary + trace["ordinary_steps"]
         seconds_due, seconds_ordinary = seconds_due + times["due"], seconds_ordinary + times["ordinary"]
     if not (due and ordinary and seconds_ordinary):
         return None, None

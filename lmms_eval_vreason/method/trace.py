@@ -35,7 +35,7 @@ class Trace:
         seconds_prefill: Wall time of the batch's prefill, with pruning and the controllers' start.
         seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill. A
             due step at which no sample reaches ``min_entropy`` is one without.
-        due_steps: How many of the sample's tokens came from a step with an update, of whichever sample of its batch.
+        ordinary_steps, due_steps: How many steps these are.
         note: Why nothing was steered, or why it ended early; empty when all went well.
     """
 
@@ -53,6 +53,7 @@ class Trace:
     seconds_prefill: float
     seconds_ordinary: float
     seconds_due: float
+    ordinary_steps: int
     due_steps: int
     note: str
 
@@ -134,7 +135,8 @@ class TraceRecorder:
                 seconds_prefill=self._seconds_prefill,
                 seconds_ordinary=self._seconds[False],
                 seconds_due=self._seconds[True],
-                due_steps=sum(token < length for token in self._updates),
+                ordinary_steps=max(self.tokens - 1, 0) - len(self._updates),
+                due_steps=len(self._updates),
                 note=fault or ("" if updates else note),
             )
             traces.append(trace)

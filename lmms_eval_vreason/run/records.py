@@ -145,6 +145,7 @@ def trace_summary(trace: Trace) -> dict[str, Any]:
     shifts = trace.shift[trace.alpha != 0]
     return {
         "updates": trace.updates,
+        "ordinary_steps": trace.ordinary_steps,
         "due_steps": trace.due_steps,
         "peak_index": trace.peak_index,
         "video_tokens": trace.video_tokens,

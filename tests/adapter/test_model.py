@@ -229,7 +229,7 @@ def test_a_model_that_cannot_be_steered_is_refused_before_the_first_request(buil
         return loaded
 
     monkeypatch.setattr(loading, "load_model", sliding)
-    with pytest.raises(TypeError, match="full attention in the last decoder layer"):
+    with pytest.raises(TypeError, match="the last decoder layer needs full attention"):
         build()
 
 

@@ -65,7 +65,8 @@ def test_a_finished_sample_freezes(sdpa):
 
     def after(count):
         settings = {"max_new_tokens": count, "logits_processor": LogitsProcessorList([Forced(tokens)])}
-        return steer(sdpa, VReason(learning_rate=0.03), **batch(SAMPLES), **settings)[1]
+        method = VReason(learning_rate=0.03, keep_shift=True, optimizer="adam")
+        return steer(sdpa, method, **batch(SAMPLES), **settings)[1]
 
     short, long = after(7), after(20)
     assert torch.equal(delta(short, 1), delta(long, 1))

@@ -107,7 +107,13 @@ def bytes_between_steps(model, method, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("choices", "moments"),
-    [({}, 1), ({"beta1": 0.9}, 2), ({"optimizer": "sgd"}, 0), ({"optimizer": "nsgd", "keep_shift": False}, 0)],
+    [
+        ({}, 0),
+        *(
+            ({"optimizer": "adam", "keep_shift": True, "beta1": beta}, moments)
+            for beta, moments in ((0.0, 1), (0.9, 2))
+        ),
+    ],
     ids=str,
 )
 def test_bytes_kept_between_steps(dtype, choices, moments):

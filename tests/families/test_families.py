@@ -128,7 +128,9 @@ def test_gradient_is_that_of_a_forward_without_a_cache(family, rows):
         model.set_experts_implementation("eager")  # The grouped products have no float64.
     inputs = inputs_of(family, rows, torch.float64)
     tokens = torch.randint(0, 56, (rows, 4), generator=torch.Generator().manual_seed(1))
-    method = Steered(policy="minimize", optimizer="sgd", learning_rate=1.0, update_every=2, head_topk=0)
+    method = Steered(
+        policy="minimize", optimizer="sgd", learning_rate=1.0, update_every=2, head_topk=0, keep_shift=True
+    )
     states, shifts = [], []
 
     def note(module, args, kwargs):

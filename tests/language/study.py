@@ -27,8 +27,8 @@ QUESTIONS, TOKENS, LONG = 12, 100, 200
 DEFAULT = VReason(
     learning_rate=1.0,
     update_every=2,
-    keep_shift=True,
-    optimizer="adam",
+    keep_shift=False,
+    optimizer="nsgd",
     beta1=0.0,
     steps_per_update=1,
     norm="head",
@@ -40,8 +40,10 @@ BASE = replace(DEFAULT, policy="off")
 PRESETS = {
     "gentle": replace(DEFAULT, learning_rate=0.3),
     "default": DEFAULT,
-    "strong": replace(DEFAULT, keep_shift=False, optimizer="nsgd", update_every=1),
+    "strong": replace(DEFAULT, update_every=1),
 }
+# As published where that is known: ΔV stays.
+KEPT = replace(DEFAULT, keep_shift=True, optimizer="adam")
 _TEMPERATURES = {"kind": "temperature"}
 
 
@@ -68,17 +70,17 @@ class Run:
 
 def settings() -> Iterator[VReason]:
     """What is replayed beside the presets, with ``minimize``: its sign does not depend on the entropy's course."""
-    default, strong = (replace(PRESETS[name], policy="minimize") for name in ("default", "strong"))
-    yield from (replace(default, min_entropy=1e-4), replace(default, update_every=1, min_entropy=1.0))
-    yield from (replace(default, update_every=every) for every in (1, 4))
-    yield from (replace(default, learning_rate=rate) for rate in (0.1, 3.0))
+    kept, strong = (replace(method, policy="minimize") for method in (KEPT, PRESETS["strong"]))
+    yield from (kept, replace(kept, learning_rate=0.3))
+    yield from (replace(kept, min_entropy=1e-4), replace(kept, update_every=1, min_entropy=1.0))
+    yield from (replace(kept, update_every=every) for every in (1, 4))
+    yield from (replace(kept, learning_rate=rate) for rate in (0.1, 3.0))
     yield from (replace(strong, learning_rate=rate) for rate in (0.3, 2.0))
     yield from (replace(strong, min_entropy=gate) for gate in (1e-4, 1.0))
-    yield from (replace(default, steps_per_update=4), replace(strong, steps_per_update=2))
-    yield from (replace(default, beta1=0.9), replace(default, beta1=0.9, learning_rate=0.01, min_entropy=1e-4))
-    yield from (replace(default, keep_shift=False), replace(default, optimizer="nsgd"))
-    yield from (replace(strong, keep_shift=True), replace(strong, update_every=2))
-    yield from (replace(default, norm=norm) for norm in ("token", "cache", "none"))
+    yield from (replace(kept, steps_per_update=4), replace(strong, steps_per_update=2))
+    yield from (replace(kept, beta1=0.9), replace(kept, beta1=0.9, learning_rate=0.01, min_entropy=1e-4))
+    yield from (replace(kept, keep_shift=False), replace(kept, optimizer="nsgd"), replace(strong, keep_shift=True))
+    yield from (replace(kept, norm=norm) for norm in ("token", "cache", "none"))
     yield replace(strong, head_topk=0)
 
 
@@ -92,13 +94,14 @@ def plan() -> list[Run]:
     every_policy = "minimize", "maximize", "switch", "random"
     runs = [Run(method) for method in (BASE, *under(*every_policy), *settings())]
     default, strong = under("switch", names=["default", "strong"])
-    runs += [Run(replace(method, policy="random", seed=1)) for method in (default, strong)]
+    runs += [Run(replace(method, policy="random", seed=1)) for method in (default, strong, KEPT)]
     free = [BASE, default, strong, *under("minimize", "maximize", names=["default"])]
     runs += [Run(method, "greedy") for method in (*free, replace(strong, policy="minimize"))]
     runs += [Run(method, "sampled", seed=seed) for seed in range(2) for method in (BASE, default, strong)]
     averages: list[dict[str, Any]] = [{}, {"ema_decay": 0.98}, {"ema_correction": True}]
     runs += [Run(BASE, tokens=LONG)]
-    runs += [Run(replace(method, **average), tokens=LONG) for average in averages for method in (default, strong)]
+    longer = (default, strong, KEPT)
+    runs += [Run(replace(method, **average), tokens=LONG) for average in averages for method in longer]
     return list({run.key: run for run in runs}.values())
 
 

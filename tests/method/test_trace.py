@@ -97,7 +97,7 @@ def test_a_recorder_fed_by_hand(clock, keep_shift, between):
         assert getattr(first, name).dtype == getattr(second, name).dtype == np.float32
     assert (first.updates, first.peak_index, first.video_tokens, first.note) == (2, 3, 5, "")
     assert (first.seconds_prefill, first.seconds_ordinary, first.seconds_due) == (5.0, 3.0, 6.0)
-    assert (first.due_steps, second.due_steps) == (2, 1)
+    assert (first.ordinary_steps, first.due_steps) == (second.ordinary_steps, second.due_steps) == (1, 2)
     # An update that was another sample's leaves nothing here, and an entropy that is not finite no average.
     assert second.ema.tolist() == [1, 2.5, 2.5]
     assert second.alpha.tolist() == second.shift.tolist() == [0, 0, 0]
@@ -144,4 +144,4 @@ def test_a_note_counts_without_an_update_and_a_fault_always(clock):
 def test_nothing_generated():
     (trace,) = TraceRecorder(1, VReason()).traces([0], ["note"], [""])
     assert (len(trace.entropy), trace.peak_index, trace.updates, trace.note) == (0, -1, 0, "note")
-    assert (trace.due_steps, trace.seconds_prefill, trace.seconds_ordinary) == (0, 0, 0)
+    assert (trace.due_steps, trace.ordinary_steps, trace.seconds_ordinary) == (0, 0, 0)
