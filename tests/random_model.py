@@ -1,5 +1,7 @@
 """Random models of each family in memory and inputs for them: the decoding core's tests need no files."""
 
+from inspect import signature
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -143,7 +145,11 @@ def steer(model, method: VReason, *, positions: str = "trained", **kwargs) -> tu
     """``method.generate``, but for the loop, whose ``steering`` still holds ΔV."""
     trained = positions == "trained" and "position_ids" not in kwargs
     kwargs = placed(model, kwargs) if trained else kwargs
-    loop = DecodingLoop(method, trained_positions=trained)
+    types = kwargs.get("mm_token_type_ids")
+    if "mm_token_type_ids" not in signature(model.forward).parameters:
+        kwargs.pop("mm_token_type_ids", None)
+    loop = DecodingLoop(method)
+    loop.trained_positions, loop.token_types = trained, types
     with frozen(model):
         sequences = model.generate(custom_generate=loop, **kwargs)
     return sequences, loop
@@ -157,13 +163,26 @@ def forced_run(model, method: VReason, samples: list[dict], count: int) -> Decod
 
 def with_double_norms(model):
     """transformers' RMSNorm rounds to float32; exact gradients in float64 need one that does not."""
-    for module in list(model.model.language_model.modules()):
+    for module in list(model.get_decoder().modules()):
         for name, child in module.named_children():
             if type(child).__name__.endswith("RMSNorm"):
-                norm = nn.RMSNorm(child.weight.numel(), eps=child.variance_epsilon, dtype=child.weight.dtype)
-                norm.weight = child.weight
-                setattr(module, name, norm)
+                setattr(module, name, DoubleNorm(child))
     return model
+
+
+class DoubleNorm(nn.Module):
+    """A family's RMSNorm in the precision of its input. Some have no weight, some one that counts from 1."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        weight = getattr(norm, "weight", None)
+        offset = type(norm).__name__.startswith("Qwen3_5") and not type(norm).__name__.endswith("Gated")
+        self.scale = None if weight is None else weight.detach() + offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return normed if self.scale is None else normed * self.scale
 
 
 def values_scaled(model, s: float):

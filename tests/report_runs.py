@@ -144,6 +144,7 @@ def trace(entropy: Sequence[float], *, every: int = 2, video_tokens: int = 36, s
         "shift": (np.cumsum(due) * 0.001).round(6).tolist(),
         "grad_norm": [0.1 if is_due else None for is_due in due],
         "updates": sum(due),
+        "ordinary_steps": max(len(values) - 1, 0) - sum(due),
         "due_steps": sum(due),
         "last_shift": round(sum(due) * 0.001, 6) if len(values) else None,
         "lowering": {"updates": alpha.count(-1), "entropy_change": -0.01 if -1 in alpha else None},

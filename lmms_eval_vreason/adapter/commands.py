@@ -8,13 +8,11 @@ from lmms_eval_vreason.paths import tasks_dir
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds ``arguments``, ``env`` and ``tasks``."""
-    for name, run, what in (
-        ("tasks", _tasks, "print the folder for lmms-eval's --include_path"),
-        ("env", _env, "print versions and machine, to paste into an issue"),
-        ("arguments", _arguments, "every model argument, as Markdown tables"),
-    ):
-        subparsers.add_parser(name, help=what).set_defaults(run=run)
+    """Adds ``env`` and ``tasks``."""
+    tasks = subparsers.add_parser("tasks", help="print the folder for lmms-eval's --include_path")
+    tasks.set_defaults(run=_tasks)
+    env = subparsers.add_parser("env", help="print versions and machine, to paste into an issue")
+    env.set_defaults(run=_env)
 
 
 def _tasks(args: argparse.Namespace) -> int:
@@ -25,11 +23,4 @@ def _tasks(args: argparse.Namespace) -> int:
 def _env(args: argparse.Namespace) -> int:
     for name, value in environment().items():
         print(name, value)
-    return 0
-
-
-def _arguments(args: argparse.Namespace) -> int:
-    from lmms_eval_vreason.adapter.arguments import tables  # Imports torch, which no other subcommand should wait for.
-
-    print(tables(), end="")
     return 0

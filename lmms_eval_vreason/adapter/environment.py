@@ -1,12 +1,13 @@
 """The installed packages: checked before a run, and printed by ``vreason env``."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import distributions, requires, version
 from importlib.util import find_spec
 
 from loguru import logger
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from lmms_eval_vreason import __version__
@@ -40,26 +41,17 @@ def check_environment() -> None:
 
 def environment() -> dict[str, str]:
     """Versions of this package, of Python and of every declared dependency, then the platform and the GPUs."""
+    installed = {canonicalize_name(each.name): each.version for each in distributions()}
+    try:
+        import torch  # Takes seconds, and the command line imports this file at once.
+
+        gpus = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())) or "none"
+    except ImportError as error:
+        gpus = f"unknown: {error}"
     return {
         "lmms-eval-vreason": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in sorted(declared())},
+        **{name: installed.get(canonicalize_name(name), "not installed") for name in sorted(declared())},
         "platform": platform.platform(),
-        "gpu": _gpus(),
+        "gpu": gpus,
     }
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _gpus() -> str:
-    try:
-        import torch
-    except ImportError as error:
-        return f"unknown: {error}"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join(names) or "none"

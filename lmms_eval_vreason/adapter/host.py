@@ -23,12 +23,12 @@ def runs_as_command() -> bool:
     return name.split(".")[0] in ("lmms_eval", "lmms-eval")
 
 
-def flag(*names: str) -> str | None:
+def flag(asked: str) -> str | None:
     """What follows one of lmms-eval's flags on its command line; None without it, or in another program."""
     found = None
     for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True) if runs_as_command() else ():
         name, equals, value = word.partition("=")
-        if name in names:
+        if name == asked:
             found = value if equals else following
     return found
 
@@ -36,12 +36,6 @@ def flag(*names: str) -> str | None:
 def output_folder() -> Path | None:
     """lmms-eval's ``--output_path``, if this process is its command and has one."""
     return Path(given) if (given := flag("--output_path")) else None
-
-
-def has_response_cache() -> bool:
-    """Whether this process is lmms-eval's command with ``--use_cache``: it may then hand a process no requests at all,
-    without a call, so that others must not wait for it."""
-    return flag("--use_cache") is not None
 
 
 def named_generation_settings() -> dict[str, Any]:
@@ -64,20 +58,9 @@ def parse_pairs(name: str, text: str) -> dict[str, Any]:
 def model_arguments(text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """``--model_args``, with the flags that lmms-eval passes on as arguments of the same names.
 
-    lmms-eval passes ``--batch_size 1`` on where the user gave none, so ``--model_args`` wins over what was not given.
-
-    Raises:
-        ValueError: Both were given, and they differ.
+    lmms-eval passes ``--batch_size 1`` on where the user gave none, so ``--model_args`` wins.
     """
-    given = parse_pairs("--model_args", text)
-    for name, value in flags.items():
-        if value is None:
-            continue
-        said = flag(f"--{name}", *(["-b"] if name == "batch_size" else []))
-        if name in given and said is not None and said != str(given[name]):
-            raise ValueError(f"--model_args {name}={given[name]} and --{name} {said} contradict each other: give one")
-        given.setdefault(name, value)
-    return given
+    return {name: value for name, value in flags.items() if value is not None} | parse_pairs("--model_args", text)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lmms_eval_vreason.adapter.options import ModelOptions
 from lmms_eval_vreason.journal.files import file_identity
@@ -133,13 +132,9 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
     """The model on its device(s), frozen and in evaluation mode.
 
     Raises:
-        ValueError: An attention that is not installed, or a model that does not fit on its devices.
+        ValueError: A model that does not fit on its devices.
+        ImportError: An attention that is not installed.
     """
-    if (options.attn_implementation or "").startswith("flash") and not is_flash_attn_2_available():
-        raise ValueError(
-            f"attn_implementation={options.attn_implementation!r}: flash-attn is not installed for this device. "
-            "Install it, or use attn_implementation=sdpa"
-        )
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         checkpoint.source,
         revision=checkpoint.revision or "main",

@@ -16,27 +16,18 @@ from loguru import logger
 from transformers import PreTrainedTokenizerBase
 
 from lmms_eval_vreason import __version__
-from lmms_eval_vreason.adapter import host
+from lmms_eval_vreason.adapter import host, loading
 from lmms_eval_vreason.adapter.environment import check_environment
-from lmms_eval_vreason.adapter.loading import (
-    Checkpoint,
-    choose_device,
-    choose_dtype,
-    find_checkpoint,
-    load_model,
-    load_processor,
-)
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
 from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
-from lmms_eval_vreason.engines.hf.support import check_call
+from lmms_eval_vreason.engines.hf.generation import check_call
 from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.journal.files import FOLDER, digest
 from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.paths import cache_dir
 from lmms_eval_vreason.run.batch_size import BatchSize
-from lmms_eval_vreason.run.call import Setup
-from lmms_eval_vreason.run.generation import Generator
+from lmms_eval_vreason.run.generation import Generator, Setup
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.run import Run
 from lmms_eval_vreason.run.samples import Sample
@@ -46,6 +37,10 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
     """Qwen2.5-VL under V-Reason, for every lmms-eval task that asks for text.
 
     All ``--model_args`` are on the page ``docs/arguments.md``; each is checked before the model loads.
+
+    Attributes:
+        identity: As of :func:`run_identity`.
+        setup: What answers the samples.
     """
 
     is_simple = False
@@ -55,19 +50,22 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             options = parse_options(arguments)
             check_environment()
-            checkpoint = find_checkpoint(options.model)
+            checkpoint = loading.find_checkpoint(options.model)
             self.options = with_video_defaults(options, checkpoint.video)
-            self.device, self.accelerator = choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
+            self.device, self.accelerator = loading.choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
             if self.accelerator is not None:
                 self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-            self._identity = run_identity(self.options, checkpoint, choose_dtype(options.model, self.device))
+            self.identity = run_identity(self.options, checkpoint, loading.choose_dtype(options.model, self.device))
             self._journal = self._open_journal()
-            self._model = load_model(checkpoint, options.model, self.device)
+            self._model = loading.load_model(checkpoint, options.model, self.device)
             family_of(self._model)  # Refuses what cannot be steered.
             if options.model.device_map:
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
                 self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
-            self.processor = load_processor(checkpoint)
+            self.processor = loading.load_processor(checkpoint)
+            self.tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
+            how = options.method, options.thinking, self.device, options.model.positions
+            self.setup = Setup(self._model, self.processor, *how)
             self._batch_size = BatchSize(options.model.batch_size, options.model.max_batch_size, self.device)
 
     @classmethod
@@ -78,11 +76,6 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         with host.exit_on_failure():
             arguments = host.model_arguments(arg_string, additional_config or {})
         return cls(**arguments)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
-        return tokenizer
 
     @property
     def batch_size(self) -> int:
@@ -103,7 +96,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             run = Run(Generator(self.setup), self.options, self._journal, self._batch_size, self._team())
             try:
                 with host.terminable():
-                    run.answer(samples, self._identity)
+                    run.answer(samples, self.identity)
             except BaseException as error:
                 if line := run.stopped(error):
                     print(f"qwen2_5_vl_vreason: {line}", file=sys.stderr)
@@ -114,30 +107,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             return [_result(run.ledger.records.get(index)) for index in range(len(requests))]
 
     def samples(self, requests: list[Instance]) -> list[Sample]:
-        """The requests as a run answers them, after a check of their generation settings (ValueError)."""
-        reading = self._check(requests)
-        return build_samples(requests, self.task_dict, reading)
-
-    @property
-    def setup(self) -> Setup:
-        """What answers them."""
-        options = self.options
-        how = options.method, options.thinking, self.device, options.model.positions
-        return Setup(self._model, self.processor, *how)
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """As of :func:`run_identity`."""
-        return self._identity
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
-
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
-
-    def _check(self, requests: list[Instance]) -> Reading:
-        """Checks the generation settings of all requests, before the first video is read.
+        """The requests as a run answers them. Their generation settings are checked before the first video is read.
 
         Raises:
             ValueError: A generation setting that is unknown, out of range, or does not go with the method.
@@ -151,10 +121,17 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             check_call(self._model, None, each.generation)
         for line in overruled(named, settings, self.options.thinking) if self._rank == 0 else ():
             logger.warning(line)
-        return reading
+        return build_samples(requests, self.task_dict, reading)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
 
     def _team(self) -> Team:
-        if self._world_size == 1 or host.has_response_cache():
+        # With a response cache lmms-eval may hand a process no requests at all, without a call: nobody waits for it.
+        if self._world_size == 1 or host.flag("--use_cache") is not None:
             return Team.alone()
         return Team.connect(self._rank, self._world_size)
 
@@ -173,7 +150,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         options, given = self.options, self.options.run.journal
         if given == "off":
             return None
-        run, output = digest(self._identity), host.output_folder()
+        run, output = digest(self.identity), host.output_folder()
         if given:
             folder = Path(given).expanduser()
         else:
@@ -188,13 +165,13 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             "thinking": options.thinking.changing_answers(),
             "versions": {name: version(name) for name in ("torch", "transformers", "lmms_eval")},
             "device": str(self.device),
-            "settings": self._identity,
+            "settings": self.identity,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)
 
 
-def run_identity(options: Options, checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+def run_identity(options: Options, checkpoint: loading.Checkpoint, dtype: str) -> dict[str, Any]:
     """All that changes a sample's answer besides the sample itself, and nothing else: a run's part of the resume key.
 
     Args:

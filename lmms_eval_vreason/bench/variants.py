@@ -17,7 +17,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"update_every {n}": {"update_every": n} for n in (1, 4, 8)},
     "exact head": {"head_topk": 0},
-    "exact head, no refresh": {"head_topk": 0, "refresh": False},
+    "exact head, kept, no refresh": {"head_topk": 0, "keep_shift": True, "refresh": False},
     "Lite": {"prune_ratio": 0.5},
     "strong, gate passes 57%": PRESETS["strong"],
     **{f"{n} steps": {**_STEPS, "steps_per_update": n} for n in (4, 10)},

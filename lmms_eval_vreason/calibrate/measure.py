@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
-from lmms_eval_vreason.engines.hf.replay import Prompts, Replayed, replay
+from lmms_eval_vreason.calibrate.replay import Prompts, Replayed, replay
 from lmms_eval_vreason.journal.files import digest
 from lmms_eval_vreason.media.frames import read_media
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.report.files import read_json_lines
-from lmms_eval_vreason.run.call import Call
+from lmms_eval_vreason.run.generation import Call
 from lmms_eval_vreason.run.inputs import check_context, process, render
 from lmms_eval_vreason.run.records import sample_key
 from lmms_eval_vreason.run.samples import Sample
@@ -134,9 +134,6 @@ def measure(
 
 def _batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     """Samples with the same generation settings, ``size`` of them or fewer."""
-
-    def settings(sample: Sample) -> str:
-        return repr(sample.settings)
-
-    groups = [list(group) for _, group in groupby(sorted(samples, key=settings), key=settings)]
+    ordered = sorted(samples, key=lambda sample: repr(sample.settings))
+    groups = [list(group) for _, group in groupby(ordered, key=lambda sample: sample.settings)]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 # What a model does to its head's output, by the setting of its text config that asks for it:
 # (logits, setting) → logits, and (those logits, setting) → its derivative.
@@ -21,19 +22,65 @@ class Family:
     """One kind of model, by its config's ``model_type``.
 
     Attributes:
-        video_token: The config's name for the id of the tokens that stand for video.
+        positions: ``trained``: multimodal ones, which :mod:`lmms_eval_vreason.families.positions` computes because
+            transformers places text after a video elsewhere. ``multimodal``: transformers computes them by the same
+            rule. ``plain``: one after the other. ``columns``: plain, and the model counts the columns of its cache
+            whatever ``position_ids`` say.
+        own_video_token: Whether the config's ``video_token_id`` stands for video. Otherwise videos and images share
+            ``image_token_id``, and only ``mm_token_type_ids`` tell them apart.
     """
 
     model_type: str
-    video_token: str = "video_token_id"
+    positions: Literal["trained", "multimodal", "plain", "columns"] = "plain"
+    own_video_token: bool = True
 
-    def video_mask(self, model: Any, input_ids: Tensor) -> Tensor:
-        """(batch, tokens) bool, the video tokens of ``input_ids`` (batch, tokens)."""
-        mask: Tensor = input_ids == getattr(model.config, self.video_token)
-        return mask
+    @property
+    def multimodal(self) -> bool:
+        """Whether a position has a time, a row and a column."""
+        return self.positions in ("trained", "multimodal")
+
+    def video_mask(self, model: Any, input_ids: Tensor, token_types: Tensor | None = None) -> Tensor:
+        """(batch, tokens) bool, the video tokens of ``input_ids`` (batch, tokens).
+
+        Args:
+            token_types: (batch, tokens), ``mm_token_type_ids``: 2 for video.
+
+        Raises:
+            ValueError: They are missing where only they tell a video from an image.
+        """
+        if self.own_video_token:
+            mask: Tensor = input_ids == model.config.video_token_id
+            return mask
+        placeholders: Tensor = input_ids == model.config.image_token_id
+        if token_types is None and placeholders.any():
+            raise ValueError(
+                f"in {self.model_type} prompts images and videos share a placeholder: pass mm_token_type_ids "
+                "(batch, tokens), 2 for each token of a video, 1 for an image's, 0 elsewhere"
+            )
+        return placeholders if token_types is None else placeholders & (token_types == 2)
 
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Family("qwen2_vl"), Family("qwen2_5_vl"))}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("qwen2_vl", "trained"),
+        Family("qwen2_5_vl", "trained"),
+        Family("qwen3_vl", "multimodal"),
+        Family("qwen3_vl_moe", "multimodal"),
+        Family("qwen2_5_omni_thinker", "multimodal"),
+        Family("qwen3_5", "multimodal"),
+        Family("qwen3_5_moe", "multimodal"),
+        Family("glm4v", "multimodal", own_video_token=False),
+        Family("internvl", own_video_token=False),
+        Family("smolvlm", own_video_token=False),
+        Family("llava_onevision"),
+        Family("llava_next_video"),
+        Family("video_llama_3"),
+        Family("perception_lm"),
+        Family("gemma4"),
+        Family("exaone4_5", "columns"),
+    )
+}
 
 
 class Tail:
@@ -85,18 +132,52 @@ def family_of(model: Any) -> Family:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise TypeError(
-            f"V-Reason steers {' and '.join(sorted(FAMILIES))} models, not {type(model).__name__} "
+            f"V-Reason steers {', '.join(sorted(FAMILIES))} models, not {type(model).__name__} "
             f"({model.config.model_type}): load a checkpoint of a tested family"
         )
-    config = model.config.get_text_config(decoder=True)
-    kind = (getattr(config, "layer_types", None) or ["full_attention"])[-1]
-    if kind != "full_attention":
-        raise TypeError(f"V-Reason needs full attention in the last decoder layer; this model has {kind} there")
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or not head.weight.is_floating_point():
-        raise TypeError(f"V-Reason needs a plain linear head; this model's is a {type(head).__name__} (quantised?)")
-    if sum(getattr(config, name, None) not in (None, 0) for name in AFTER_HEAD) > 1:
-        raise TypeError(
-            f"V-Reason knows one operation after the head; this model has several of {', '.join(AFTER_HEAD)}"
-        )
+    for fault in (_fault_of_layer(model), _fault_of_head(model)):
+        if fault:
+            raise TypeError(f"V-Reason cannot steer this {family.model_type} model: {fault}")
     return family
+
+
+def check_columns(model: Any, feature: str) -> None:
+    """Raises TypeError unless tokens can leave and enter the cache of every layer, as ``feature`` needs."""
+    family, kinds = family_of(model), _kinds(model)
+    others = sorted(set(kinds) - {"full_attention"})
+    if others:
+        raise TypeError(f"{feature} needs the keys and values of every token in every layer: this model has {others}")
+    if family.positions == "columns":
+        raise TypeError(f"{feature} moves tokens in the cache, whose columns a {family.model_type} model counts")
+
+
+def _kinds(model: Any) -> list[str]:
+    """Each decoder layer's kind: as the config names it, else by what transformers caches for it."""
+    config = model.config.get_text_config(decoder=True)
+    layers = getattr(config, "layer_types", None) or [
+        type(layer).__name__ for layer in DynamicCache(config=config).layers
+    ]
+    return ["full_attention" if kind == "DynamicLayer" else kind for kind in layers]
+
+
+def _fault_of_layer(model: Any) -> str:
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "kv_lora_rank", None):
+        return "it caches latents (multi-head latent attention), no values of tokens"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "its last layers share the keys and values of an earlier one"
+    kind = _kinds(model)[-1]
+    return "" if kind == "full_attention" else f"the last decoder layer needs full attention; this model's has {kind}"
+
+
+def _fault_of_head(model: Any) -> str:
+    head, config = model.get_output_embeddings(), model.config.get_text_config(decoder=True)
+    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+        return f"it needs a plain linear head; this model's is a {type(head).__name__} (quantised?)"
+    if head.weight.shape[0] != config.vocab_size:
+        return (
+            f"its head has {head.weight.shape[0]} rows for a vocabulary of {config.vocab_size} (split between devices?)"
+        )
+    if sum(getattr(config, name, None) not in (None, 0) for name in AFTER_HEAD) > 1:
+        return f"one operation after the head is known, and its config asks for several of {', '.join(AFTER_HEAD)}"
+    return ""

@@ -5,7 +5,6 @@ after a video elsewhere, in the middle of the video's time. docs/positions.md ha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,106 +13,49 @@ from transformers import PreTrainedConfig
 
 # The values of `positions` in `generate` and in the model arguments.
 CHOICES = ("trained", "transformers")
+# Placeholder id → (3, tokens) of each of its images or videos: time, height and width, counted from its first token.
+Grids = dict[int, Iterator[Tensor]]
 
 
-@dataclass(frozen=True)
-class PositionRule:
-    """What a family's positions depend on.
-
-    Attributes:
-        image_token, video_token: Placeholder ids, one a merged patch.
-        merge: Patches a side that the vision tower merges into one token.
-        tokens_per_second: Positions in a second of video; None counts temporal grids instead of seconds (Qwen2-VL).
-    """
-
-    image_token: int
-    video_token: int
-    merge: int
-    tokens_per_second: float | None
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "PositionRule":
-        """The rule for a model's config. Raises TypeError for a family other than Qwen2-VL and Qwen2.5-VL."""
-        if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
-            raise TypeError(
-                f"trained positions are known for qwen2_vl and qwen2_5_vl, not for {config.model_type}: "
-                "pass positions='transformers'"
-            )
-        vision = config.vision_config
-        per_second = vision.tokens_per_second if config.model_type == "qwen2_5_vl" else None
-        return cls(config.image_token_id, config.video_token_id, vision.spatial_merge_size, per_second)
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """One image's or video's merged grid, and the position of each temporal grid, counted from its first."""
-
-    times: list[int]
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return len(self.times) * self.height * self.width
-
-    def positions(self, start: int) -> Tensor:
-        """(3, tokens), the first token at ``start`` on every axis."""
-        axes = torch.tensor(self.times), torch.arange(self.height), torch.arange(self.width)
-        return start + torch.cartesian_prod(*axes).T
-
-
-class MediaGrids:
-    """The images' and videos' grids of a batch, taken one after the other in the order of the prompts."""
-
-    def __init__(
-        self,
-        rule: PositionRule,
-        image_grid_thw: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        second_per_grid_ts: Any = None,
-    ) -> None:
-        images = [] if image_grid_thw is None else image_grid_thw.tolist()
-        videos = [] if video_grid_thw is None else video_grid_thw.tolist()
-        seconds = torch.ones(len(videos)) if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)
-        if len(seconds) != len(videos):
-            raise ValueError(f"second_per_grid_ts has {len(seconds)} values for {len(videos)} videos: pass one a video")
-        self._rule = rule
-        image_grids = [_Grid(list(range(t)), h // rule.merge, w // rule.merge) for t, h, w in images]
-        video_grids = [
-            _Grid(self._times(t, each), h // rule.merge, w // rule.merge)
-            for (t, h, w), each in zip(videos, seconds.cpu(), strict=True)
-        ]
-        self._left: dict[int, Iterator[_Grid]] = {
-            rule.image_token: iter(image_grids),
-            rule.video_token: iter(video_grids),
-        }
-
-    def _times(self, count: int, seconds: Tensor) -> list[int]:
-        grids, per_second = torch.arange(count), self._rule.tokens_per_second
-        if per_second is None:
-            return list(grids.tolist())
+def media_grids(
+    config: PreTrainedConfig,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    second_per_grid_ts: Any = None,
+) -> Grids:
+    """The grids of a batch, in the order of the prompts. Arguments and errors as of :func:`trained_positions`."""
+    if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+        raise TypeError(
+            f"trained positions are known for qwen2_vl and qwen2_5_vl, not for {config.model_type}: "
+            "pass positions='transformers'"
+        )
+    images = [] if image_grid_thw is None else image_grid_thw.tolist()
+    videos = [] if video_grid_thw is None else video_grid_thw.tolist()
+    seconds = torch.ones(len(videos)) if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)
+    if len(seconds) != len(videos):
+        raise ValueError(f"second_per_grid_ts has {len(seconds)} values for {len(videos)} videos: pass one a video")
+    image_times, video_times = ([torch.arange(grid[0]) for grid in grids] for grids in (images, videos))
+    # Qwen2-VL counts temporal grids instead of seconds.
+    if config.model_type == "qwen2_5_vl":
         # In float32, as in training: another precision falls on the other side of a whole number now and then.
-        return list((grids * seconds.float() * per_second).long().tolist())
+        pairs = zip(video_times, seconds.float().cpu(), strict=True)
+        video_times = [(times * each * config.vision_config.tokens_per_second).long() for times, each in pairs]
 
-    def next(self, token: int) -> _Grid:
-        """The grid of the run that begins with this placeholder. Raises ValueError if there is none left."""
-        grid = next(self._left[token], None)
-        if grid is None:
-            name = "image_grid_thw" if token == self._rule.image_token else "video_grid_thw"
-            raise ValueError(f"the prompts hold more media than {name} has grids: pass every output of the processor")
-        return grid
+    def positions(times: Tensor, grid: list[int]) -> Tensor:
+        height, width = (torch.arange(patches // config.vision_config.spatial_merge_size) for patches in grid[1:])
+        return torch.cartesian_prod(times, height, width).T
 
-    def check_all_taken(self) -> None:
-        """Raises ValueError if a grid has no placeholders in the prompts."""
-        if any(next(grids, None) is not None for grids in self._left.values()):
-            raise ValueError("image_grid_thw or video_grid_thw has more grids than the prompts hold media")
+    return {
+        config.image_token_id: map(positions, image_times, images),
+        config.video_token_id: map(positions, video_times, videos),
+    }
 
 
-def row_positions(ids: Tensor, grids: MediaGrids, rule: PositionRule) -> Tensor:
+def row_positions(ids: Tensor, grids: Grids, config: PreTrainedConfig) -> Tensor:
     """Positions of one unpadded prompt.
 
     Args:
-        ids: (tokens,). Runs of placeholders are cut by their grids, so that two videos may touch.
+        ids: (tokens,), on the CPU. Runs of placeholders are cut by their grids, so that two videos may touch.
         grids: The prompt's images and videos are taken from it.
 
     Returns:
@@ -122,9 +64,7 @@ def row_positions(ids: Tensor, grids: MediaGrids, rule: PositionRule) -> Tensor:
     Raises:
         ValueError: Placeholders and grids disagree.
     """
-    ids = ids.cpu()
-    is_media = (ids == rule.image_token) | (ids == rule.video_token)
-    media = is_media.nonzero().flatten().tolist()
+    media = ((ids == config.image_token_id) | (ids == config.video_token_id)).nonzero().flatten().tolist()
     parts: list[Tensor] = []
     done = following = 0  # Tokens placed, and the position of the next one.
     for start in media:
@@ -133,15 +73,17 @@ def row_positions(ids: Tensor, grids: MediaGrids, rule: PositionRule) -> Tensor:
         parts.append(torch.arange(following, following + start - done).expand(3, -1))
         following += start - done
         token = int(ids[start])
-        grid = grids.next(token)
-        done = start + grid.tokens
-        run = ids[start:done]
-        if len(run) != grid.tokens or not bool((run == token).all()):
+        grid = next(grids[token], None)
+        if grid is None:
+            name = "image_grid_thw" if token == config.image_token_id else "video_grid_thw"
+            raise ValueError(f"the prompts hold more media than {name} has grids: pass every output of the processor")
+        done = start + grid.shape[1]
+        if int((ids[start:done] == token).sum()) != grid.shape[1]:
             raise ValueError(
-                f"a grid of {grid.tokens} tokens meets fewer placeholders from token {start} of its prompt on: "
+                f"a grid of {grid.shape[1]} tokens meets fewer placeholders from token {start} of its prompt on: "
                 "pass the prompt and the grids as the processor made them"
             )
-        parts.append(grid.positions(following))
+        parts.append(following + grid)
         following = int(parts[-1].max()) + 1
     parts.append(torch.arange(following, following + len(ids) - done).expand(3, -1))
     return torch.cat(parts, dim=1)
@@ -169,9 +111,8 @@ def trained_positions(
         ValueError: Placeholders and grids disagree.
         TypeError: Another family.
     """
-    rule = PositionRule.of(config)
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    grids = MediaGrids(rule, **{name: media.get(name) for name in names})
+    grids = media_grids(config, **{name: media.get(name) for name in names})
     present = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if present.shape != input_ids.shape:
         raise ValueError(
@@ -181,8 +122,9 @@ def trained_positions(
     positions = torch.zeros((4, *input_ids.shape), dtype=torch.long)
     for row, (ids, kept) in enumerate(zip(input_ids.cpu(), present.bool().cpu(), strict=True)):
         positions[0, row, kept] = torch.arange(int(kept.sum()))
-        positions[1:, row, kept] = row_positions(ids[kept], grids, rule)
-    grids.check_all_taken()
+        positions[1:, row, kept] = row_positions(ids[kept], grids, config)
+    if any(next(left, None) is not None for left in grids.values()):
+        raise ValueError("image_grid_thw or video_grid_thw has more grids than the prompts hold media")
     return positions.to(input_ids.device)
 
 

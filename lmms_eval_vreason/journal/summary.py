@@ -24,7 +24,7 @@ class SteeringFacts:
         entropy_change_lowering, entropy_change_raising: the same where α is −1 and +1.
         relative_change: mean |ΔH| of the updates over the mean H that they found; both signs count.
         choices_changed: share of the updates that made another token the likeliest.
-        shift: mean ‖ΔV‖/‖V‖ at the last token of steered samples.
+        shift: mean ‖ΔV‖/‖V‖ at the last update of steered samples.
         without_video: share of the traced samples.
         due_step_ratio: seconds of a due step over those of an ordinary one.
         overhead: what due steps add, as a share of the decoding time of ordinary steps alone.
@@ -117,10 +117,11 @@ def _due_step_cost(records: Iterable[Record]) -> tuple[float | None, float | Non
     """
     due, ordinary, seconds_due, seconds_ordinary = 0, 0, 0.0, 0.0
     for record in records:
-        times, own_due = record.get("seconds") or {}, (record.get("trace") or {}).get("due_steps")
-        if own_due is None or times.get("ordinary") is None or times.get("due") is None:
+        times, trace = record.get("seconds") or {}, record.get("trace") or {}
+        if trace.get("due_steps") is None or times.get("ordinary") is None or times.get("due") is None:
             continue
-        due, ordinary = due + own_due, ordinary + max(record["tokens"]["output"] - 1, 0) - own_due
+        # Seconds are a sample's share of its batch's, steps all of them: that goes out in the ratio.
+        due, ordinary = due + trace["due_steps"], ordinary + trace["ordinary_steps"]
         seconds_due, seconds_ordinary = seconds_due + times["due"], seconds_ordinary + times["ordinary"]
     if not (due and ordinary and seconds_ordinary):
         return None, None
@@ -143,7 +144,7 @@ def format_facts(facts: SteeringFacts) -> str:
     if (strength := format_strength(facts)) is not None:
         parts.append(strength)
     if facts.shift is not None:
-        parts.append(f"relative shift ‖ΔV‖/‖V‖ at the last token {100 * facts.shift:.1f}%")
+        parts.append(f"relative shift ‖ΔV‖/‖V‖ at the last update {100 * facts.shift:.1f}%")
     if facts.without_video is not None:
         parts.append(f"{100 * facts.without_video:.0f}% without video tokens")
     if facts.due_step_ratio is not None and facts.overhead is not None:
@@ -182,10 +183,6 @@ def steering_warning(facts: SteeringFacts) -> str:
     reasons = [f"{note} ({count} samples)" for note, count in facts.notes.items()]
     if facts.failed:
         reasons.append(f"failed ({facts.failed} samples)")
-    if not reasons and facts.without_video == 1.0:
-        reasons.append("no video tokens in any prompt")
-    if not reasons:
-        reasons.append("no update fell due: answers end before the first due step, or the learning rate is 0")
     return "V-Reason steered nothing, so this run measures the base model: " + "; ".join(reasons)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmms_eval_vreason.media.media import Media, MediaError, first_line
 from lmms_eval_vreason.media.options import VideoOptions
@@ -18,21 +18,7 @@ MAX_HOURS = 24
 _MIN_FRAMES = 4  # At a rate (fps), the least that a clip gives, as in qwen-vl-utils.
 
 
-@dataclass(frozen=True)
-class Clip:
-    """The part of a video that a prompt asks for: frames ``first`` to ``last`` (inclusive), ``fps`` a second."""
-
-    first: int
-    last: int
-    fps: float
-
-    @property
-    def frames(self) -> int:
-        return self.last - self.first + 1
-
-
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a video file says of itself. ``frames`` and ``fps`` (frames a second) are 0 where it does not say."""
 
     width: int
@@ -77,14 +63,15 @@ def read_video(media: Media, options: VideoOptions) -> Frames:
     read_header(path)
     with _as_media_error(f"{path}: cannot be decoded"):
         reader = decord.VideoReader(path)
-        clip = cut(media, len(reader), float(reader.get_avg_fps()))
-        count = frame_count(clip, options)
-        indices = torch.linspace(clip.first, clip.last, count).round().long().tolist()
+        fps = float(reader.get_avg_fps())
+        clip = cut(media, len(reader), fps)
+        count = frame_count(len(clip), fps, options)
+        indices = torch.linspace(clip[0], clip[-1], count).round().long().tolist()
         pixels = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
         size = _size(pixels.shape[2], pixels.shape[3], count, options)
         # Interpolated as in qwen-vl-utils, so that the stock classes' pixels are ours.
         pixels = resize(pixels, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
-    metadata = {"fps": clip.fps, "frames_indices": indices, "total_num_frames": max(clip.frames, count)}
+    metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": max(len(clip), count)}
     return Frames(pixels, {**metadata, "video_backend": "decord"})
 
 
@@ -110,7 +97,7 @@ def estimated_tokens(media: Media, options: VideoOptions) -> int:
         path, frames = media.path(), _FRAME_FACTOR
         if media.kind == "video":
             header = read_header(path)
-            frames = frame_count(cut(media, header.frames, header.fps), options)
+            frames = frame_count(len(cut(media, header.frames, header.fps)), header.fps, options)
             height, width = _size(header.height, header.width, frames, options)
         else:
             with Image.open(path) as image:
@@ -144,7 +131,7 @@ def read_header(path: str) -> Header:
     return header
 
 
-def cut(media: Media, total: int, fps: float) -> Clip:
+def cut(media: Media, total: int, fps: float) -> range:
     """The frames of a video that lie in its medium's clip, by qwen-vl-utils' rounding; at least one.
 
     Args:
@@ -161,13 +148,17 @@ def cut(media: Media, total: int, fps: float) -> Clip:
         raise MediaError(f"{media.source}: the clip {bounds} lies outside its {duration:.2f} s")
     first = min(math.ceil(max(begin, 0.0) * fps), total - 1)
     last = total - 1 if media.end is None else min(math.floor(min(media.end, duration) * fps), total - 1)
-    return Clip(first, max(first, last), fps)
+    return range(first, max(first, last) + 1)
 
 
-def frame_count(clip: Clip, options: VideoOptions) -> int:
-    """How many frames to take: even, at most ``max_num_frames`` and the clip's own, at the rate ``fps`` if set."""
-    most = min(options.max_num_frames, clip.frames)
-    wanted = most if options.fps is None else max(clip.frames / clip.fps * options.fps, _MIN_FRAMES)
+def frame_count(frames: int, fps: float, options: VideoOptions) -> int:
+    """How many frames to take: even, at most ``max_num_frames`` and the clip's own, at the rate ``options.fps`` if set.
+
+    Args:
+        frames, fps: Frames of the clip, and how many there are a second.
+    """
+    most = min(options.max_num_frames, frames)
+    wanted = most if options.fps is None else max(frames / fps * options.fps, _MIN_FRAMES)
     return max(int(min(wanted, most)) // _FRAME_FACTOR * _FRAME_FACTOR, _FRAME_FACTOR)
 
 

@@ -1,4 +1,4 @@
-"""What happened at each generated token, kept on the device and moved to the host in blocks."""
+"""What happened at each generated token, kept on the device until an update or the end asks for it."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,6 @@ from lmms_eval_vreason.method.policies import weight_of
 COLUMNS = ("entropy", "ema", "peak", "alpha", "entropy_change", "changed", "shift", "grad_norm")
 # What an update leaves, in order.
 _UPDATE = ("active", "alpha", "refreshed", "changed", "grad_norm", "shift")
-_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Trace:
         seconds_prefill: Wall time of the batch's prefill, with pruning and the controllers' start.
         seconds_ordinary, seconds_due: Wall time of the batch's steps without and with an update, after the prefill. A
             due step at which no sample reaches ``min_entropy`` is one without.
-        due_steps: How many of the sample's tokens came from a step with an update, of whichever sample of its batch.
+        ordinary_steps, due_steps: How many steps these are.
         note: Why nothing was steered, or why it ended early; empty when all went well.
     """
 
@@ -54,29 +53,25 @@ class Trace:
     seconds_prefill: float
     seconds_ordinary: float
     seconds_due: float
+    ordinary_steps: int
     due_steps: int
     note: str
 
 
 class TraceRecorder:
-    """Collects each token's figures without waiting for the device, but when an update asks and every 64 tokens.
+    """Collects each token's figures, and waits for the device only when an update asks for the averages, or at the end.
 
-    An ordinary token leaves its entropy and nothing else: the moving average is brought up to date when an update asks
-    for it or a block is full, token by token as the paper has it.
-
-    Attributes:
-        ema, peak: The entropy's moving average and its peak of each sample, nats; see :meth:`entropies`.
+    An ordinary token leaves its entropy and nothing else: the moving average is brought up to date when it is asked
+    for, token by token as the paper has it.
     """
 
     def __init__(self, batch: int, method: VReason) -> None:
         self.batch, self.method = batch, method
-        self.ema, self.peak = [0.0] * batch, [0.0] * batch
         self.tokens = 0
+        self._ema, self._peak = np.zeros(batch), np.zeros(batch)
         self._entropies: list[Tensor] = []
-        self._rows: list[tuple[list[float], list[float], list[float]]] = []
-        self._updates: list[tuple[Tensor, ...]] = []
-        self._update_rows: list[np.ndarray] = []
-        self._updated: list[int] = []
+        self._rows: list[np.ndarray] = []
+        self._updates: dict[int, list[Tensor]] = {}
         self._lengths, self._unfinished = [0] * batch, [True] * batch
         self._seconds_prefill, self._seconds = 0.0, [0.0, 0.0]
         self._since = time.perf_counter()
@@ -85,13 +80,18 @@ class TraceRecorder:
         """One token: its entropy (batch,), nats."""
         self._entropies.append(entropy)
         self.tokens += 1
-        if len(self._entropies) == _BLOCK:
-            self._take_in_tokens()
 
-    def entropies(self) -> list[float]:
-        """The last token's entropies, nats. ``ema`` and ``peak`` are up to date from here on."""
-        self._take_in_tokens()
-        return self._rows[-1][0]
+    def averages(self) -> tuple[list[float], list[float]]:
+        """The entropy's moving average and its peak of each sample, nats, the last token's entropy included."""
+        for h in torch.stack(self._entropies).double().cpu().numpy() if self._entropies else ():
+            weight = weight_of(len(self._rows), self.method.ema_decay, self.method.ema_correction)
+            # As moving_average has it; neither nan nor infinity is below infinity.
+            known = h < np.inf
+            self._ema[known] += weight * (h - self._ema)[known]
+            self._peak = np.maximum(self._peak, self._ema)
+            self._rows.append(np.stack([h, self._ema, self._peak]))
+        self._entropies.clear()
+        return self._ema.tolist(), self._peak.tolist()
 
     def add_update(self, update: Mapping[str, Tensor]) -> None:
         """The last token's update; what it says of samples that were not ``active`` does not count.
@@ -100,10 +100,7 @@ class TraceRecorder:
             update: ``active``, ``alpha``, ``refreshed`` (the entropy after it, nats; nan where it is not known),
                 ``changed``, ``grad_norm`` and ``shift``, (batch,) each.
         """
-        self._updates.append(tuple(update[name] for name in _UPDATE))
-        self._updated.append(self.tokens - 1)
-        if len(self._updates) == _BLOCK:
-            self._take_in_updates()
+        self._updates[self.tokens - 1] = [update[name] for name in _UPDATE]
 
     def prefilled(self, seconds: float) -> None:
         """The prefill is over; steps are timed from here on."""
@@ -115,8 +112,7 @@ class TraceRecorder:
         self._unfinished, now = unfinished, time.perf_counter()
         # The first token comes from the prefill.
         if self.tokens > 1:
-            due = bool(self._updated) and self._updated[-1] == self.tokens - 1
-            self._seconds[due] += now - self._since
+            self._seconds[self.tokens - 1 in self._updates] += now - self._since
         self._since = now
         return not any(unfinished)
 
@@ -125,23 +121,35 @@ class TraceRecorder:
 
         ``notes`` say why no update was made, and count where none was; ``faults`` (mostly empty) count always.
         """
-        columns = self._columns()
-        return [
-            self._trace({name: column[:length, i].copy() for name, column in columns.items()}, tokens, note, fault)
-            for i, (length, tokens, note, fault) in enumerate(
-                zip(self._lengths, video_tokens, notes, faults, strict=True)
+        columns, traces = self._columns(), []
+        for i, (length, tokens, note, fault) in enumerate(zip(self._lengths, video_tokens, notes, faults, strict=True)):
+            own = {name: column[:length, i].copy() for name, column in columns.items()}
+            updates = int(np.count_nonzero(own["alpha"]))
+            if not np.isfinite(own["entropy"]).all():
+                fault = "the model's logits were not finite"
+            trace = Trace(
+                **own,
+                updates=updates,
+                peak_index=int(own["ema"].argmax()) if length else -1,
+                video_tokens=tokens,
+                seconds_prefill=self._seconds_prefill,
+                seconds_ordinary=self._seconds[False],
+                seconds_due=self._seconds[True],
+                ordinary_steps=max(self.tokens - 1, 0) - len(self._updates),
+                due_steps=len(self._updates),
+                note=fault or ("" if updates else note),
             )
-        ]
+            traces.append(trace)
+        return traces
 
     def _columns(self) -> dict[str, np.ndarray]:
         """(tokens, batch) arrays, by their names."""
-        self._take_in_tokens()
-        self._take_in_updates()
-        batch, updated = self.batch, self._updated
+        self.averages()
+        batch, updated = self.batch, [*self._updates]
         tokens = np.array(self._rows, "float32").reshape(-1, 3, batch)
-        rows = np.concatenate([np.zeros((len(_UPDATE), 0, batch), "float32"), *self._update_rows], axis=1)
-        update = dict(zip(_UPDATE, rows, strict=True))
         columns = dict(zip(COLUMNS[:3], tokens.transpose(1, 0, 2), strict=True))
+        rows = [torch.stack(column).tolist() for column in zip(*self._updates.values(), strict=True)]
+        update = dict(zip(_UPDATE, np.array(rows, "float32").reshape(len(_UPDATE), -1, batch), strict=True))
         update["entropy_change"] = update["refreshed"] - columns["entropy"][updated]
         update["changed"] = np.where(np.isnan(update["refreshed"]), np.nan, update["changed"])
         elsewhere = {"alpha": 0, "entropy_change": np.nan, "changed": np.nan, "shift": 0, "grad_norm": np.nan}
@@ -152,39 +160,3 @@ class TraceRecorder:
             latest = np.searchsorted(updated, np.arange(self.tokens), side="right")
             columns["shift"] = np.concatenate([np.zeros((1, batch), "float32"), update["shift"]])[latest]
         return columns
-
-    def _trace(self, columns: dict[str, np.ndarray], video_tokens: int, note: str, fault: str) -> Trace:
-        updates = int(np.count_nonzero(columns["alpha"]))
-        if not np.isfinite(columns["entropy"]).all():
-            fault = "the model's logits were not finite"
-        return Trace(
-            **columns,
-            updates=updates,
-            peak_index=int(columns["ema"].argmax()) if len(columns["ema"]) else -1,
-            video_tokens=video_tokens,
-            seconds_prefill=self._seconds_prefill,
-            seconds_ordinary=self._seconds[False],
-            seconds_due=self._seconds[True],
-            due_steps=int(np.searchsorted(self._updated, len(columns["entropy"]))),
-            note=fault or ("" if updates else note),
-        )
-
-    def _take_in_tokens(self) -> None:
-        if not self._entropies:
-            return
-        for row in torch.stack(self._entropies).tolist():
-            weight = weight_of(len(self._rows), self.method.ema_decay, self.method.ema_correction)
-            for sample, h in enumerate(row):
-                # As moving_average has it; neither nan nor infinity is below infinity.
-                if h < torch.inf:
-                    self.ema[sample] += weight * (h - self.ema[sample])
-                    self.peak[sample] = max(self.peak[sample], self.ema[sample])
-            self._rows.append((row, list(self.ema), list(self.peak)))
-        self._entropies.clear()
-
-    def _take_in_updates(self) -> None:
-        if not self._updates:
-            return
-        columns = zip(*self._updates, strict=True)
-        self._update_rows.append(np.array([torch.stack(column).tolist() for column in columns], "float32"))
-        self._updates.clear()

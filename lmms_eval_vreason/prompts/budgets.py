@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from lmms_eval_vreason.prompts.split import REASONING_TAG, closes_thinking, holds_answer, split
 
@@ -42,7 +42,7 @@ class Budgets(LogitsProcessor):
     too; inside an open ``<think>`` it is a quotation. If ``max_thinking_tokens`` run out first, a closing tag and the
     opening of an answer are forced upon it, token by token. From there on it has ``max_answer_tokens``, and it stops
     at the ``</answer>`` of an answer that isn't empty. For ``generate`` it is the last logits processor itself, and
-    ``criteria`` are its stopping criteria.
+    ``advance`` is its stopping criterion.
 
     Args:
         opened: For each sample, whether its prompt ends inside an open ``<think>``.
@@ -71,7 +71,6 @@ class Budgets(LogitsProcessor):
         self._open = list(opened)
         self._forcing: list[int | None] = [None for _ in opened]
         self._done = [False for _ in opened]
-        self.criteria = _Stopping(self)
 
     @property
     def max_new_tokens(self) -> int:
@@ -86,7 +85,7 @@ class Budgets(LogitsProcessor):
                 scores[row, self.forced[position]] = 0.0
         return scores
 
-    def advance(self, input_ids: Tensor) -> Tensor:
+    def advance(self, input_ids: Tensor, scores: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Takes note of the newest token of each sample; (batch,) bool, which samples have to stop."""
         length = input_ids.shape[1]
         start = max(self.prompt_length, length - _TAG_TOKENS - self.max_answer_tokens)
@@ -116,13 +115,13 @@ class Budgets(LogitsProcessor):
             else:
                 self._forcing[row], self.thinking_tokens[row] = None, generated
         elif thought is None:
-            if self._ends_thinking(row, self._decode(recent[-_TAG_TOKENS:])):
+            if self._ends_thinking(row, str(self.tokenizer.decode(recent[-_TAG_TOKENS:]))):
                 self.thinking_tokens[row] = generated
             elif generated >= self.max_thinking_tokens:
                 self._forcing[row], self.thinking_cut[row] = 0, True
         else:
             # With the end of the thinking: one token may hold its last letters and the answer's first.
-            if holds_answer(self._decode(recent)):
+            if holds_answer(str(self.tokenizer.decode(recent))):
                 self._done[row] = True
             elif generated - thought >= self.max_answer_tokens:
                 self._done[row] = self.answer_cut[row] = True
@@ -132,9 +131,6 @@ class Budgets(LogitsProcessor):
         self._open[row] = was_open or first is not None
         before = tail[: first.start()] if first else tail
         return closes_thinking(tail) or (not was_open and "<answer>" in before.lower())
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids))
 
 
 def outcome_without_budgets(
@@ -154,11 +150,3 @@ def outcome_without_budgets(
     tokens = bisect_left(range(len(ids)), True, key=lambda n: closes_thinking(str(tokenizer.decode(list(ids[:n])))))
     thinking_cut = parts.cut and not closed
     return Outcome(parts.thinking, parts.answer, thinking_cut, cut and not thinking_cut, tokens)
-
-
-class _Stopping(StoppingCriteria):
-    def __init__(self, budgets: Budgets) -> None:
-        self.budgets = budgets
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return self.budgets.advance(input_ids)

@@ -100,9 +100,8 @@ def joined(thinking: str, answer: str, return_thinking: bool) -> str:
 
 def cut_at(text: str, until: Sequence[str]) -> str:
     """``text`` up to the first of the ``until`` strings."""
-    for stop in until:
-        if stop:
-            text = text.partition(stop)[0]
+    for stop in filter(None, until):
+        text = text.partition(stop)[0]
     return text
 
 

@@ -5,14 +5,12 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from string import Formatter
 
 import yaml
 
 PROTOCOL_VERSION = 1.0
 TEMPLATE_VARIABLE = "LMMS_EVAL_VREASON_TEMPLATE"
 ANSWER_TYPES = ("choice", "label", "number", "yes_no", "open")
-_FIELDS = {"question", "answer_type"}
 
 
 @dataclass(frozen=True)
@@ -66,21 +64,16 @@ def load_template(path: str | Path) -> Template:
         raise ValueError(f"template {path}: 'prompt' must be text and 'answer_type' a mapping")
     if missing := [kind for kind in ANSWER_TYPES if not isinstance(sentences.get(kind), str)]:
         raise ValueError(f"template {path}: no sentence for the answer type {', '.join(missing)}")
-    _check_fields(path, prompt)
+    try:
+        empty = prompt.format(question="", answer_type="")
+    except (ValueError, LookupError, AttributeError) as error:
+        mend = "the fields are {question} and {answer_type}, and a literal brace is written twice"
+        raise ValueError(f"template {path}: unknown field or brace ({error}); {mend}") from error
+    if prompt.format(question="?", answer_type="") == empty:
+        raise ValueError(f"template {path}: the prompt lacks the field {{question}}")
     sentences = {kind: sentences[kind] for kind in ANSWER_TYPES}
     digest = hashlib.sha256("\0".join([prompt, *sentences.values()]).encode()).hexdigest()[:12]
     return Template(path.stem, prompt, sentences, digest)
-
-
-def _check_fields(path: Path, prompt: str) -> None:
-    try:
-        fields = {field for _, field, _, _ in Formatter().parse(prompt) if field is not None}
-    except ValueError as error:
-        raise ValueError(f"template {path}: {error}; write a literal brace as '{{{{' or '}}}}'") from error
-    if unknown := fields - _FIELDS:
-        raise ValueError(f"template {path}: unknown field {sorted(unknown)}; the fields are {sorted(_FIELDS)}")
-    if "question" not in fields:
-        raise ValueError(f"template {path}: the prompt lacks the field {{question}}")
 
 
 def __getattr__(name: str) -> dict[str, object]:

@@ -8,8 +8,6 @@ from lmms_eval_vreason.run.processes import Team
 class Progress:
     """Counts finished samples and their tokens over all processes, and draws them.
 
-    A context manager: the bar is closed at its end.
-
     Attributes:
         total: Samples of all processes.
     """
@@ -20,10 +18,8 @@ class Progress:
         self._team, self._finished = team, finished
         self._bar = tqdm(total=total, initial=finished, desc="V-Reason", unit="sample", disable=team.rank != 0)
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Ends the bar."""
         self._bar.close()
 
     def add(self, tokens: int) -> None:

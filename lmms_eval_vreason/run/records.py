@@ -1,21 +1,99 @@
-"""Outcomes → journal records, and the key by which a later run finds a sample's answer again."""
+"""Outcomes → records: each is written down as it comes, failures are counted, and requests get their records back.
+
+A record has the key by which a later run finds the sample's answer again.
+"""
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from lmms_eval_vreason.journal.files import digest, file_identity
+from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.split import joined
 from lmms_eval_vreason.run.answers import Outcome
+from lmms_eval_vreason.run.options import AnswerOptions
+from lmms_eval_vreason.run.processes import Team
+from lmms_eval_vreason.run.progress import Progress
 from lmms_eval_vreason.run.samples import Sample, Waiting
 
+_SHOWN_ERRORS = 10
 _DIGITS = 6  # Significant ones, of a trace's numbers.
+
+
+class TooManyErrors(RuntimeError):
+    """More samples have failed, over all processes, than ``max_error_rate`` allows."""
+
+
+class Ledger:
+    """The records of one run, on one process.
+
+    Attributes:
+        finished: (owner, index of its request, record) of each sample that this process has finished, with those that
+            the journal held.
+        records: Index of a request of this process → its record, after :meth:`collect`.
+        everybody: The records of all processes' requests, after :meth:`collect`.
+    """
+
+    def __init__(self, journal: Journal | None, team: Team, options: AnswerOptions) -> None:
+        self.records: dict[int, dict[str, Any]] = {}
+        self.everybody: list[dict[str, Any]] = []
+        self._journal, self._team, self._options = journal, team, options.run
+        self._return_thinking = options.thinking.return_thinking
+        self.finished: list[tuple[int, int, dict[str, Any]]] = []
+
+    def resume(self, index: int, record: Mapping[str, Any]) -> None:
+        """Takes the journal's record of one of this process' requests."""
+        text = joined(record["thinking"], record["answer"], self._return_thinking)
+        self.finished.append((self._team.rank, index, {**record, "text": text}))
+
+    def add(self, outcome: Outcome, progress: Progress) -> None:
+        """Writes an outcome down; it is in the journal when this returns.
+
+        Raises:
+            Exception: The outcome's error, with ``on_error=raise``.
+            TooManyErrors: One failure too many, over all processes.
+        """
+        waiting, error = outcome.question.waiting, outcome.error
+        if error is not None and self._options.on_error == "raise":
+            raise error  # It ends the run, and the next one tries the sample again.
+        record, trace = sample_record(outcome, self._return_thinking)
+        if self._journal is not None:
+            self._journal.add(record, trace)
+        self.finished.append((waiting.owner, waiting.sample.index, record))
+        progress.add(record["tokens"]["output"])
+        if error is not None:
+            self._count_failure(error, progress.total)
+
+    def collect(self, progress: Progress) -> None:
+        """Hands every process the records of its own requests. Every process of the team has to call it."""
+        shares = self._team.gather(self.finished, meanwhile=progress.draw)
+        progress.draw()
+        everything = list(chain.from_iterable(shares))
+        self.records = {index: record for owner, index, record in everything if owner == self._team.rank}
+        self.everybody = [record for _, _, record in everything]
+
+    def failures(self) -> list[str]:
+        """Lines for the user on the samples that failed, over all processes; none if none did."""
+        lines = [failure(record) for record in self.everybody if record["error"] is not None]
+        if not lines:
+            return []
+        total = f"{len(lines)} of {len(self.everybody)} samples failed and count as unanswered"
+        return [*lines[:_SHOWN_ERRORS], total]
+
+    def _count_failure(self, error: BaseException, total: int) -> None:
+        failed, rate = self._team.count("failed"), self._options.max_error_rate
+        if failed > max(1, int(rate * total)):
+            raise TooManyErrors(
+                f"{failed} of {total} samples failed, over max_error_rate={rate:g} (last: {type(error).__name__}: "
+                f"{error}). Mend the cause and run the same command again: finished samples are in the journal"
+            ) from error
 
 
 def who(sample: Sample) -> dict[str, Any]:
@@ -35,12 +113,11 @@ def sample_key(sample: Sample, settings: str) -> str:
 
 def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """A sample's two lines in the journal: its record, and its trace token by token (None for a failed sample)."""
-    waiting, completion = outcome.question.waiting, outcome.completion
+    record, completion, error = _unanswered(outcome.question.waiting), outcome.completion, outcome.error
     if completion is None:
-        return {**_head(waiting), **_failed(outcome.error)}, None
+        return {**record, "error": {"type": type(error).__name__, "message": str(error)}}, None
     parts, seconds = asdict(completion.outcome), {"read": outcome.question.read_seconds, **completion.seconds}
-    record = {
-        **_head(waiting),
+    record |= {
         "tokens": {
             "input": completion.input_tokens,
             "output": len(completion.tokens),
@@ -53,7 +130,6 @@ def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, An
         "peak_memory_bytes": completion.peak_memory_bytes,
         "trace": trace_summary(completion.trace),
         "remark": outcome.remark,
-        "error": None,
     }
     return record, trace_columns(completion.trace, completion.tokens)
 
@@ -66,12 +142,14 @@ def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:
 def trace_summary(trace: Trace) -> dict[str, Any]:
     """A trace in a few numbers, for the sample's own line. ΔH is a mean over the updates of one sign, in nats."""
     lowering, raising = (_mean_change(trace, sign) for sign in (-1, 1))
+    shifts = trace.shift[trace.alpha != 0]
     return {
         "updates": trace.updates,
+        "ordinary_steps": trace.ordinary_steps,
         "due_steps": trace.due_steps,
         "peak_index": trace.peak_index,
         "video_tokens": trace.video_tokens,
-        "last_shift": _number(trace.shift[-1]) if len(trace.shift) else None,
+        "last_shift": _number(shifts[-1]) if len(shifts) else None,
         "lowering": lowering,
         "raising": raising,
         "refreshed": _refreshed(trace),
@@ -112,20 +190,8 @@ def _number(value: float) -> float | int | None:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def _failed(error: BaseException | None) -> dict[str, Any]:
-    return {
-        **dict.fromkeys(("thinking", "answer", "text"), ""),
-        **dict.fromkeys(("thinking_cut", "answer_cut"), False),
-        "tokens": dict.fromkeys(("input", "output", "thinking", "prefilled"), 0),
-        "seconds": {},
-        "peak_memory_bytes": None,
-        "trace": None,
-        "remark": "",
-        "error": {"type": type(error).__name__, "message": str(error)},
-    }
-
-
-def _head(waiting: Waiting) -> dict[str, Any]:
+def _unanswered(waiting: Waiting) -> dict[str, Any]:
+    """All fields of a record, as they are before there is an answer."""
     sample = waiting.sample
     return {
         "key": waiting.key,
@@ -133,6 +199,14 @@ def _head(waiting: Waiting) -> dict[str, Any]:
         "prompt_digest": sample.prompt_digest,
         "prompt": sample.prompt,
         "media": [item.source if item.is_path else f"({item.kind})" for item in sample.media],
+        "tokens": dict.fromkeys(("input", "output", "thinking", "prefilled"), 0),
+        **dict.fromkeys(("thinking", "answer"), ""),
+        **dict.fromkeys(("thinking_cut", "answer_cut"), False),
+        "text": "",
+        "seconds": {},
+        **dict.fromkeys(("peak_memory_bytes", "trace")),
+        "remark": "",
+        "error": None,
     }
 
 

@@ -6,6 +6,7 @@ fault stays with its sample.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import Any
 
@@ -18,11 +19,11 @@ from lmms_eval_vreason.run.answers import Answers
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.batches import batches, read
 from lmms_eval_vreason.run.generation import Generator
-from lmms_eval_vreason.run.ledger import Ledger
 from lmms_eval_vreason.run.options import AnswerOptions
 from lmms_eval_vreason.run.plan import make_plan, share_out
 from lmms_eval_vreason.run.processes import PeerStopped, Team
 from lmms_eval_vreason.run.progress import Progress
+from lmms_eval_vreason.run.records import Ledger
 from lmms_eval_vreason.run.samples import Sample
 
 
@@ -56,13 +57,13 @@ class Run:
                 self.team.stop(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.generator.prefixes.free()
+            self.generator.prefixes.expect((), 0)  # Frees what is held.
 
     def stopped(self, error: BaseException) -> str:
         """A line for the user when ``error`` has ended the run; empty without a journal."""
         if self.journal is None:
             return ""
-        kept = f"stopped; {self.ledger.finished} finished samples are in {self.journal.folder}"
+        kept = f"stopped; {len(self.ledger.finished)} finished samples are in {self.journal.folder}"
         # Settings that are refused are refused again; a file, a disk or a device can be mended.
         refused = isinstance(error, ValueError) and not isinstance(error, MediaError | JournalError)
         return kept if refused else f"{kept}. Run the same command again to go on from there"
@@ -76,7 +77,7 @@ class Run:
         schedule = share_out(plan, self.team, None if alone else self.options.video)
         if self.team.rank == 0 and (line := schedule.resume_line()):
             logger.info(line)
-        with Progress(self.team, schedule.total, schedule.finished) as progress:
+        with closing(Progress(self.team, schedule.total, schedule.finished)) as progress:
             groups = [*schedule.own, *schedule.shared]
             samples = [waiting.sample for group in groups for waiting in group]
             self.generator.prefixes.expect(samples, self.options.run.shared_prefix)
@@ -85,5 +86,4 @@ class Run:
             for batch in batches(read(candidates, self.team, self.options.video, self.size), self.size):
                 for outcome in answers.to(batch):
                     self.ledger.add(outcome, progress)
-            self.generator.prefixes.free()
             self.ledger.collect(progress)

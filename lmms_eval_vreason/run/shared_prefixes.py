@@ -73,11 +73,6 @@ class SharedPrefixes:
                 counts[self._split(sample)[0]] += 1
         self._waiting = Counter({key: count for key, count in counts.items() if key is not None and count > 1})
 
-    def free(self) -> None:
-        """Drops what is held, and expects no further sample."""
-        self._waiting.clear()
-        self.drop()
-
     def drop(self) -> None:
         """Frees the prefixes that are held; they are prefilled again where they are needed."""
         self._held.clear()
@@ -92,11 +87,10 @@ class SharedPrefixes:
         keys = [self._split(sample)[0] for sample in samples] if self._bound else []
         return any(key in self._held or self._waiting[key] > 1 for key in keys)
 
-    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs | None:
+    def inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
         """Prefills the prefixes that are not held, and gives the batch that continues from them.
 
-        Returns:
-            None: fall back to an unshared prefill, because the batch's prefixes do not fit into the bound.
+        Falls back to an unshared prefill if the batch's prefixes do not fit into the bound.
 
         Raises:
             ValueError: A prompt that does not fit into the model's context.
@@ -109,7 +103,7 @@ class SharedPrefixes:
         tokens += [prefix.tokens for prefix in self._held.values()]
         if prefix_bytes(self.model, sum(tokens)) > self._bound:
             self.drop()
-            return None
+            return self.unshared_inputs(samples, media)
         started = now(self.device)
         fresh = {
             row: prefill(self.model, dict(inputs.to(self.device)), self.positions) for row, inputs in missing.items()
@@ -125,7 +119,9 @@ class SharedPrefixes:
         arguments = continued(self.model, prefixes, suffixes)
         check_context(self.model, arguments["attention_mask"])
         prefilled = [len(suffix) + (fresh[row].tokens if row in fresh else 0) for row, suffix in enumerate(suffixes)]
-        self._keep_for_the_next(split)
+        left = self._waiting - Counter(key for key, _, _ in split)
+        last = next((key for key, _, _ in reversed(split) if left[key]), None)
+        self._held = {last: self._held[last]} if last in self._held else {}
         return BatchInputs(arguments, prefilled, seconds)
 
     def unshared_inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
@@ -153,8 +149,3 @@ class SharedPrefixes:
                     # Too large for the bound: not tried again for each of its questions.
                     self._waiting.pop(key, None)
         return missing
-
-    def _keep_for_the_next(self, split: list[Split]) -> None:
-        left = self._waiting - Counter(key for key, _, _ in split)
-        last = next((key for key, _, _ in reversed(split) if left[key]), None)
-        self._held = {last: self._held[last]} if last in self._held else {}

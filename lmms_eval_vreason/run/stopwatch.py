@@ -17,18 +17,14 @@ def now(device: torch.device) -> float:
 
 @contextmanager
 def timed(module: nn.Module, device: torch.device) -> Iterator[list[float]]:
-    """Seconds of each forward pass of ``module`` within it. Synchronises the device before and after each."""
-    started, seconds = [0.0], list[float]()
-
-    def start(*_: object) -> None:
-        started[0] = now(device)
-
-    def stop(*_: object) -> None:
-        seconds.append(now(device) - started[0])
-
-    handles = [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+    """A list whose sum is the seconds of ``module``'s forward passes within it. Synchronises the device around each."""
+    readings: list[float] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_: readings.append(-now(device))),
+        module.register_forward_hook(lambda *_: readings.append(now(device))),
+    ]
     try:
-        yield seconds
+        yield readings
     finally:
         for handle in handles:
             handle.remove()

@@ -19,22 +19,28 @@ from lmms_eval_vreason.shapes.render import render, write_mp4
 from lmms_eval_vreason.shapes.world import SPLITS, Scene, make_scene
 
 # Increase it whenever an index gives another question or picture, so that old clips are never taken for new ones.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
+HAZE = (0.6, 1.0)  # the least and the greatest haze of held-out clips
 
 
 @dataclass(frozen=True)
 class Item:
-    """One held-out question: its scene, the question, and the pictures of the clip ``(4, 84, 84, 3)``."""
+    """One held-out question: its scene, the question, its clip's haze and its pictures ``(4, 84, 84, 3)``."""
 
     split: str
     index: int
     scene: Scene
     question: SceneQuestion
+    haze: float
     pictures: np.ndarray
 
 
-def make_item(split: str, index: int) -> Item:
-    """Question ``index`` of a split: the same on every machine; kinds take turns."""
+def make_item(split: str, index: int, haze: float | None = None) -> Item:
+    """Question ``index`` of a split: the same on every machine; kinds take turns.
+
+    Args:
+        haze: Of its clip; drawn if left out.
+    """
     rng = np.random.default_rng([list(SPLITS).index(split), index])
     kind = list(KINDS)[index % len(KINDS)]
     recipes = KINDS[kind][1]
@@ -42,22 +48,24 @@ def make_item(split: str, index: int) -> Item:
     while question is None:
         scene = make_scene(rng, recipes[rng.integers(len(recipes))], split)
         question = ask(scene, kind, rng)
-    return Item(split, index, scene, question, render(scene, rng))
+    drawn = float(rng.uniform(*HAZE))
+    haze = drawn if haze is None else haze
+    return Item(split, index, scene, question, haze, render(scene, rng, haze))
 
 
-def make_items(split: str, count: int) -> list[Item]:
+def make_items(split: str, count: int, haze: float | None = None) -> list[Item]:
     """The first ``count`` questions of a split."""
-    return [make_item(split, index) for index in range(count)]
+    return [make_item(split, index, haze) for index in range(count)]
 
 
-def clip_path(split: str, index: int) -> Path:
-    """The path of question ``index``'s clip, whether it exists or not."""
-    return cache_dir() / "shapes" / f"v{WORLD_VERSION}" / f"{split}-{index:05d}.mp4"
+def clip_path(item: Item) -> Path:
+    """The path of a question's clip, whether it exists or not."""
+    return cache_dir() / "shapes" / f"v{WORLD_VERSION}" / f"{item.split}-{item.index:05d}-haze{item.haze:.3f}.mp4"
 
 
 def make_clips(items: Sequence[Item]) -> list[Path]:
     """Writes the clips that do not exist yet, with a progress bar; returns all paths."""
-    paths = [clip_path(item.split, item.index) for item in items]
+    paths = [clip_path(item) for item in items]
     missing = [(item, path) for item, path in zip(items, paths, strict=True) if not path.exists()]
     for item, path in tqdm(missing, desc="making shapes clips", disable=not missing):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Held-out accuracy of a shapes checkpoint by kind of question: ``python -m lmms_eval_vreason.shapes.evaluate``."""
+"""How good and how sure a checkpoint is on held-out questions: ``python -m lmms_eval_vreason.shapes.evaluate``."""
 
 import argparse
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +25,7 @@ from lmms_eval_vreason.shapes.questions import KINDS
 from lmms_eval_vreason.shapes.render import sampled
 
 _WELL_FORMED = re.compile(r"<think>[^<]+</think><answer>([A-D])</answer>")
-MAX_NEW_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Answers to some items, in their order: the raw outputs, and the traces if a method was given."""
-
-    items: Sequence[Item]
-    texts: list[str]
-    traces: list[Trace] = field(default_factory=list)
-
-    @property
-    def right(self) -> list[bool]:
-        pairs = zip(self.texts, self.items, strict=True)
-        return [read_answer(text) == item.question.letter for text, item in pairs]
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return float(np.mean(self.right))
-
-    @property
-    def by_kind(self) -> dict[str, float]:
-        """Kind of question → accuracy, for the kinds that were asked."""
-        kinds = [item.question.kind for item in self.items]
-        return {
-            str(kind): float(share) for kind, share in pd.Series(self.right).groupby(kinds, sort=False).mean().items()
-        }
-
-    @property
-    def format_valid(self) -> float:
-        """The share of outputs that are well-formed."""
-        return float(np.mean([read_answer(text) is not None for text in self.texts]))
-
-
-def read_answer(text: str) -> str | None:
-    """The letter of a well-formed output, else None."""
-    found = _WELL_FORMED.fullmatch(text.strip())
-    return found.group(1) if found else None
+_OFF = VReason(policy="off")
 
 
 def prepare(processor: Any, items: Sequence[Item], frames: Sequence[np.ndarray]) -> BatchFeature:
@@ -104,39 +66,41 @@ class Reasoner:
         items: Sequence[Item],
         frames: Sequence[np.ndarray] | None = None,
         *,
-        method: VReason | None = None,
+        method: VReason = _OFF,
         batch_size: int = 64,
-    ) -> Answers:
-        """Greedy answers to ``items``.
+    ) -> pd.DataFrame:
+        """Greedy answers to ``items``, one row each.
+
+        Columns: kind, haze, text, valid (well-formed), right, tokens (generated, with the end token), entropy (their
+        mean, nats), trace.
 
         Args:
             items: The questions.
             frames: What the model sees instead of the items' own pictures: clips read from files, or other clips.
-            method: None is the model's own ``generate``.
+            method: The base model's answers if left out.
             batch_size: Questions at once.
         """
         frames = frames if frames is not None else [sampled(item.pictures) for item in items]
-        texts, traces = dict[int, str](), dict[int, Trace]()
+        answers: dict[int, tuple[str, Trace]] = {}
         # Questions of one kind are about as long: batched together, few steps go to those that have finished.
         order = sorted(range(len(items)), key=lambda index: (items[index].question.kind, index))
         for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False):
             part = order[start : start + batch_size]
             inputs = prepare(self.processor, [items[index] for index in part], [frames[index] for index in part])
-            tokens, traced = self._generate(inputs, method)
-            texts.update(zip(part, self.processor.batch_decode(tokens, skip_special_tokens=True), strict=True))
-            traces.update(zip(part, traced, strict=bool(traced)))
-        return Answers(items, [texts[index] for index in sorted(texts)], [traces[index] for index in sorted(traces)])
+            inputs["position_ids"] = trained_positions(self.model.config, **inputs)
+            inputs.update(max_new_tokens=160, do_sample=False)
+            result = generate(self.model, method, **inputs)
+            said = result.sequences[:, inputs["input_ids"].shape[1] :]
+            texts = self.processor.batch_decode(said, skip_special_tokens=True)
+            answers.update(zip(part, zip(texts, result.traces, strict=True), strict=True))
+        return pd.DataFrame(_row(item, *answers[index]) for index, item in enumerate(items))
 
-    def _generate(self, inputs: BatchFeature, method: VReason | None) -> tuple[torch.Tensor, list[Trace]]:
-        """The generated tokens, (batch, new tokens), and the traces, which the plain model has none of."""
-        options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
-        options["position_ids"] = trained_positions(self.model.config, **inputs)
-        prompt = inputs["input_ids"].shape[1]
-        if method is None:
-            with torch.inference_mode():
-                return self.model.generate(**inputs, **options)[:, prompt:], []
-        result = generate(self.model, method, **inputs, **options)
-        return result.sequences[:, prompt:], result.traces
+
+def _row(item: Item, text: str, trace: Trace) -> dict[str, Any]:
+    said = _WELL_FORMED.fullmatch(text)
+    graded = {"valid": said is not None, "right": said is not None and said[1] == item.question.letter}
+    figures = {"tokens": len(trace.entropy), "entropy": float(trace.entropy.mean())}
+    return {"kind": item.question.kind, "haze": item.haze, "text": text, **graded, **figures, "trace": trace}
 
 
 def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
@@ -146,29 +110,24 @@ def frames_from_files(items: Sequence[Item]) -> list[np.ndarray]:
     return [video.permute(0, 2, 3, 1).round().to(torch.uint8).numpy() for video in videos]
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of ``values``."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def report(checkpoint: str | None, count: int) -> dict[str, Any]:
-    """Accuracy on ``count`` test questions from files, from pictures in memory, and with another question's video."""
+    """Accuracy, entropy and length on ``count`` test questions from files, and accuracy on other clips.
+
+    ``accuracy_with_another_video``: each question sees the clip of the next of its kind; kinds take turns.
+    """
     reasoner, items = Reasoner.load(checkpoint), make_items("test", count)
-    frames = frames_from_files(items)
-    # Each question's frames exchanged for those of the next question of its kind: kinds take turns.
-    whole = len(items) // len(KINDS) * len(KINDS)
-    others = [frames[(index + len(KINDS)) % whole] for index in range(len(items))]
+    frames, turn = frames_from_files(items), len(KINDS)
     answers = reasoner.answer(items, frames)
-    tokens = pd.Series([len(ids) for ids in reasoner.processor.tokenizer(answers.texts)["input_ids"]])
+    right = answers["right"]
     return {
-        "questions": count,
-        "accuracy": answers.accuracy,
-        "standard_error": standard_error(answers.right),
-        "by_kind": answers.by_kind,
-        "format_valid": answers.format_valid,
-        "tokens": {"mean": float(tokens.mean()), "least": int(tokens.min()), "most": int(tokens.max())},
-        "accuracy_from_memory": reasoner.answer(items).accuracy,
-        "accuracy_with_another_video": reasoner.answer(items, others).accuracy,
+        "accuracy": right.mean(),
+        "standard_error": right.sem(),
+        "by_kind": right.groupby(answers["kind"]).mean().to_dict(),
+        "by_haze": right.groupby(answers["haze"].round(1)).mean().to_dict(),
+        "format_valid": answers["valid"].mean(),
+        "entropy": np.average(answers["entropy"], weights=answers["tokens"]),
+        "tokens": answers["tokens"].describe().to_dict(),
+        "accuracy_with_another_video": reasoner.answer(items, frames[turn:] + frames[:turn])["right"].mean(),
     }
 
 
@@ -176,9 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="a folder; the packaged checkpoint if left out")
     parser.add_argument("--questions", type=int, default=900)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     print(json.dumps(report(args.checkpoint, args.questions), indent=2))
 
 

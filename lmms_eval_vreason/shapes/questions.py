@@ -1,18 +1,19 @@
-"""Questions on a scene: four options in random order, and the short chain of thought that leads to the answer."""
+"""Questions on a scene: four options in random order, and a chain of thought that leads to the answer.
+
+The thinking is really random given the clip: in what order things are named, in which words, what is said of each. A
+model that has learnt it has to be unsure of its next word.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, DIRECTIONS, LETTERS, NUMBERS, SHAPES
-from lmms_eval_vreason.shapes.world import Scene, Thing, cell_name
+from lmms_eval_vreason.shapes.world import FEWEST, MOST, RECIPES, Scene, Thing, cell_name
 
-T = TypeVar("T")
-
-OPENINGS = ("I see", "Look:", "There are")
 THINK_INSTRUCTION = "Think inside <think> </think>, answer inside <answer> </answer>."
 DIRECT_INSTRUCTION = "Give only the letter."
 
@@ -25,13 +26,14 @@ def prompt_text(text: str, options: Sequence[str], *, direct: bool) -> str:
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """One question: its kind, text, four options, the right option's index, and the reasons for it."""
+    """One question: its kind, text, four options, the right option's index, the reasons for it, and how to conclude."""
 
     kind: str
     text: str
     options: tuple[str, ...]
     answer: int
     reasons: str
+    conclusion: str
 
     @property
     def letter(self) -> str:
@@ -45,8 +47,19 @@ class SceneQuestion:
         """What the model should say."""
         if direct:
             return self.letter
-        conclusion = f"So it is {self.options[self.answer]} {self.letter}"
+        conclusion = f"{self.conclusion} {self.options[self.answer]} {self.letter}"
         return f"<think>{self.reasons} {conclusion}</think><answer>{self.letter}</answer>"
+
+
+def say(rng: np.random.Generator, *ways: str) -> str:
+    """One of ``ways``; the n-th is 1/n times as likely as the first."""
+    weights = 1 / np.arange(1, len(ways) + 1)
+    return ways[rng.choice(len(ways), p=weights / weights.sum())]
+
+
+Say = Callable[..., str]  # :func:`say` with its random generator
+# A note of a thing: the thing, which of the notes it is (from 0), and how to choose words.
+Note = Callable[[Thing, int, Say], str]
 
 
 @dataclass(frozen=True)
@@ -57,115 +70,114 @@ class _Draft:
     answer: str
     near: list[str]
     far: list[str]
-    notes: Callable[[Thing], str] = lambda thing: thing.name
+    notes: Note
 
 
-def _pick(rng: np.random.Generator, things: Sequence[T]) -> T | None:
-    return things[int(rng.integers(len(things)))] if things else None
+_Asks = Callable[[Scene, np.random.Generator], _Draft | None]
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     shapes = [thing.shape for thing in scene.things]
-    thing = _pick(rng, [thing for thing in scene.things if shapes.count(thing.shape) == 1])
-    if thing is None:
+    single = [thing for thing in scene.things if shapes.count(thing.shape) == 1]
+    if not single:
         return None
+    thing = single[rng.integers(len(single))]
     near = [other.colour for other in scene.things if other is not thing]
-    return _Draft(f"What colour is the {thing.shape}?", thing.colour, near, list(COLOURS))
+    return _Draft(f"What colour is the {thing.shape}?", thing.colour, near, list(COLOURS), _named)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> _Draft | None:
     thing = scene.things[rng.integers(len(scene.things))]
     near = [other.shape for other in scene.things if other.shape != thing.shape]
-    return _Draft(f"What shape is the {thing.colour} object?", thing.shape, near, list(SHAPES))
+    return _Draft(f"What shape is the {thing.colour} object?", thing.shape, near, list(SHAPES), _is_a)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    numbers = list(NUMBERS[1:5])
-    return _Draft("How many objects are in the whole clip?", NUMBERS[len(scene.things) - 1], [], numbers)
+    numbers = list(NUMBERS[FEWEST - 1 : MOST])
+    return _Draft("How many objects are in the whole clip?", NUMBERS[len(scene.things) - 1], [], numbers, _counted)
 
 
-def _from_to(thing: Thing) -> str:
-    return f"{thing.name} from {cell_name(thing.seen[0])} to {cell_name(thing.seen[-1])}"
+def _named(thing: Thing, place: int, say: Say) -> str:
+    return f"{say('this is', 'that is', 'there is')} the {thing.name}"
 
 
-def _path(thing: Thing) -> str:
+def _is_a(thing: Thing, place: int, say: Say) -> str:
+    return f"the {thing.colour} {say('object', 'one')} {say('is', 'looks')} a {thing.shape}"
+
+
+def _counted(thing: Thing, place: int, say: Say) -> str:
+    return f"{NUMBERS[place]} {say('is', 'for')} the {thing.name}"
+
+
+def _from_to(thing: Thing, place: int, say: Say) -> str:
+    if not thing.hops:
+        return f"the {thing.name} {say('stays', 'is still')} {say('at', 'in')} {cell_name(thing.seen[0])}"
+    verb = say("goes", "moves", "comes")
+    return f"the {thing.name} {verb} from {cell_name(thing.seen[0])} to {cell_name(thing.seen[-1])}"
+
+
+def _path(thing: Thing, place: int, say: Say) -> str:
     """Every cell, whether the thing moved there, and how many moves there were."""
-    steps = (f"{cell_name(b)} {'stays' if a == b else 'moves'}" for a, b in pairwise(thing.seen))
-    return f"{thing.name} {cell_name(thing.seen[0])} {' '.join(steps)} {('none', *NUMBERS)[thing.hops]}"
+    steps = (f"{cell_name(b)} {'stays' if a == b else say('moves', 'hops')}" for a, b in pairwise(thing.seen))
+    return f"the {thing.name} {cell_name(thing.seen[0])} {' '.join(steps)} {('none', *NUMBERS)[thing.hops]}"
 
 
-def _moment(thing: Thing) -> str:
-    return f"{thing.name} at {NUMBERS[thing.appears]}"
+def _moment(thing: Thing, place: int, say: Say) -> str:
+    return f"the {thing.name} {say('appears', 'comes', 'is new')} at {NUMBERS[thing.appears]}"
 
 
-def _fate(thing: Thing) -> str:
-    return f"{thing.name} {'gone' if thing.disappears else 'stays'}"
+def _fate(thing: Thing, place: int, say: Say) -> str:
+    return f"the {thing.name} {say('is gone', 'goes') if thing.disappears else say('stays', 'is still there')}"
 
 
-# Ways to take a note of a thing, and whether every thing of a scene can be noted that way.
-NOTES: tuple[tuple[Callable[[Thing], str], Callable[[Scene], bool]], ...] = (
-    (_from_to, lambda scene: True),
-    (_path, lambda scene: all(None not in thing.cells for thing in scene.things)),
-    (_moment, lambda scene: True),
-    (_fate, lambda scene: True),
-)
+def _survey(things: Sequence[Thing], say: Say) -> str:
+    """What there is, thing by thing; one in four is named without its place."""
+    text = say("I see", "There is", "Look, there is", "Let me see:")
+    for place, thing in enumerate(things):
+        where = f" {say('at', 'in', 'on')} {say('the ', '')}{cell_name(thing.seen[0])}"
+        text += say(",", " and", ", then", " with") if place else ""
+        text += f" {say('a', 'the', 'this')} {thing.name}{say(where, where, '')}"
+    return f"{text}."
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    found = _pick(rng, [(thing, way) for thing in scene.things if (way := thing.direction)])
-    if found is None:
+    movers = [(thing, way) for thing in scene.things if (way := thing.direction)]
+    if not movers:
         return None
-    thing, way = found
+    thing, way = movers[rng.integers(len(movers))]
     text = f"Which way does the {thing.colour} object move?"
-    return _Draft(text, way, [], list(DIRECTIONS), lambda other: _from_to(other) if other is thing else "")
+    return _Draft(text, way, [], list(DIRECTIONS), _from_to)
 
 
-def _which(scene: Scene, happens: str, things: list[Thing], notes: Callable[[Thing], str]) -> _Draft | None:
-    """A question whose answer is the one thing in ``things``; None if there isn't exactly one."""
-    if len(things) != 1:
-        return None
-    near = [thing.colour for thing in scene.things if thing is not things[0]]
-    return _Draft(f"What colour is the object that {happens}?", things[0].colour, near, list(COLOURS), notes)
+def _which(happens: str, notes: Note, chosen: Callable[[Scene], list[Thing]]) -> _Asks:
+    """Asks for the colour of the one thing that is ``chosen``; of a scene that has not exactly one, nothing."""
+
+    def asks(scene: Scene, rng: np.random.Generator) -> _Draft | None:
+        things = chosen(scene)
+        if len(things) != 1:
+            return None
+        near = [thing.colour for thing in scene.things if thing is not things[0]]
+        return _Draft(f"What colour is the object that {happens}?", things[0].colour, near, list(COLOURS), notes)
+
+    return asks
 
 
-def _moves(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    movers = [thing for thing in scene.things if thing.hops]
-    return _which(scene, "moves", movers, _from_to)
-
-
-def _more(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    if sum(thing.hops > 0 for thing in scene.things) < 2 or any(None in thing.cells for thing in scene.things):
-        return None
-    most = max(thing.hops for thing in scene.things)
-    best = [thing for thing in scene.things if thing.hops == most]
-    return _which(scene, "moves more times", best, _path)
-
-
-def _appears(scene: Scene, rng: np.random.Generator, which: str) -> _Draft | None:
-    moments = [thing.appears for thing in scene.things]
-    if len(set(moments)) != len(moments):
-        return None
-    wanted = min(moments) if which == "first" else max(moments)
-    chosen = [thing for thing in scene.things if thing.appears == wanted]
-    return _which(scene, f"appears {which}", chosen, _moment)
-
-
-def _disappears(scene: Scene, rng: np.random.Generator) -> _Draft | None:
-    gone = [thing for thing in scene.things if thing.disappears]
-    return _which(scene, "disappears", gone, _fate)
+def _extreme(value: Callable[[Thing], int], pick: Callable[[list[int]], int]) -> Callable[[Scene], list[Thing]]:
+    """The things whose ``value`` is the one that ``pick`` takes of all."""
+    return lambda scene: [thing for thing in scene.things if value(thing) == pick([*map(value, scene.things)])]
 
 
 # kind: (how it is asked, the recipes of the scenes that suit it)
-KINDS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Draft | None], tuple[str, ...]]] = {
-    "colour": (_colour, ("move", "race", "order", "vanish")),
-    "shape": (_shape, ("move", "race", "order", "vanish")),
+KINDS: dict[str, tuple[_Asks, tuple[str, ...]]] = {
+    "colour": (_colour, RECIPES),
+    "shape": (_shape, RECIPES),
     "count": (_count, ("move", "vanish")),
     "direction": (_direction, ("move",)),
-    "moves": (_moves, ("move",)),
-    "more": (_more, ("race",)),
-    "first": (lambda scene, rng: _appears(scene, rng, "first"), ("order",)),
-    "last": (lambda scene, rng: _appears(scene, rng, "last"), ("order",)),
-    "disappears": (_disappears, ("vanish",)),
+    "moves": (_which("moves", _from_to, lambda scene: [thing for thing in scene.things if thing.hops]), ("move",)),
+    "more": (_which("moves more times", _path, _extreme(lambda thing: thing.hops, max)), ("race",)),
+    "first": (_which("appears first", _moment, _extreme(lambda thing: thing.appears, min)), ("order",)),
+    "last": (_which("appears last", _moment, _extreme(lambda thing: thing.appears, max)), ("order",)),
+    "disappears": (_which("disappears", _fate, lambda scene: [t for t in scene.things if t.disappears]), ("vanish",)),
 }
 
 
@@ -186,6 +198,10 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> SceneQuestion | No
     far = [option for option in draft.far if option != draft.answer and option not in near]
     wrong = [*rng.permutation(near).tolist(), *rng.permutation(far).tolist()][: len(LETTERS) - 1]
     options = rng.permutation([draft.answer, *wrong]).tolist()
-    notes = [note for note in map(draft.notes, scene.things) if note]
-    reasons = f"{OPENINGS[rng.integers(len(OPENINGS))]} {', '.join(notes)}."
-    return SceneQuestion(kind, draft.text, tuple(options), options.index(draft.answer), reasons)
+    words: Say = partial(say, rng)
+    first, second = (rng.permutation(len(scene.things)) for _ in range(2))
+    notes = [draft.notes(scene.things[index], place, words) for place, index in enumerate(second)]
+    reasons = f"{_survey([scene.things[index] for index in first], words)} "
+    reasons += f"{words('Now', 'Then', 'So', 'After that')} {words(', ', ' and ').join(notes)}."
+    conclusion = words("So it is", "It is", "The answer is", "I think it is")
+    return SceneQuestion(kind, draft.text, tuple(options), options.index(draft.answer), reasons, conclusion)

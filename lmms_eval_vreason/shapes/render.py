@@ -26,6 +26,19 @@ _RGB = {
 }
 _DARKEST, _DAWN, _SLOPE = 16, 18, 7  # background grey of the first moment, its rise a moment, its rise a cell
 _SUPERSAMPLE = 4
+# What haze 1 does at most: a thing's share of another colour, its transparency, noise in grey levels, blinds a moment.
+_TINGE, _FADE, _NOISE, _BLINDS = 0.45, 0.55, 60.0, 3
+_GRAIN = 4  # pixels a side of one grain of noise: H.264 would smooth finer ones away
+
+
+# What a shape is drawn of, one part over the other: how, its corners in shares of the side, and whether it fills.
+_PARTS: dict[str, tuple[tuple[str, tuple[float, ...], bool], ...]] = {
+    "circle": (("ellipse", (0, 0, 1, 1), True),),
+    "square": (("rectangle", (0, 0, 1, 1), True),),
+    "triangle": (("polygon", (0.5, 0, 1, 1, 0, 1), True),),
+    "cross": (("rectangle", (0.34, 0, 0.66, 1), True), ("rectangle", (0, 0.34, 1, 0.66), True)),
+    "ring": (("ellipse", (0, 0, 1, 1), True), ("ellipse", (0.27, 0.27, 0.73, 0.73), False)),
+}
 
 
 @cache
@@ -34,21 +47,8 @@ def _stencil(shape: str, size: int) -> np.ndarray:
     side = size * _SUPERSAMPLE
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
-    end = side - 1
-    if shape == "circle":
-        draw.ellipse((0, 0, end, end), fill=255)
-    elif shape == "square":
-        draw.rectangle((0, 0, end, end), fill=255)
-    elif shape == "triangle":
-        draw.polygon(((side / 2, 0), (end, end), (0, end)), fill=255)
-    elif shape == "cross":
-        draw.rectangle((side * 0.34, 0, side * 0.66, end), fill=255)
-        draw.rectangle((0, side * 0.34, end, side * 0.66), fill=255)
-    elif shape == "ring":
-        draw.ellipse((0, 0, end, end), fill=255)
-        draw.ellipse((side * 0.27, side * 0.27, side * 0.73, side * 0.73), fill=0)
-    else:
-        raise ValueError(f"shape={shape!r} can't be drawn")
+    for kind, corners, fills in _PARTS[shape]:
+        getattr(draw, kind)([min(corner * side, side - 1) for corner in corners], fill=255 * fills)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
@@ -63,20 +63,42 @@ def _background(moment: int) -> np.ndarray:
     return np.stack([grey + _SLOPE * column, np.full_like(row, grey), grey + _SLOPE * row], axis=-1).astype(np.float32)
 
 
-def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """One picture a moment, ``(4, 84, 84, 3)`` uint8; sizes and places within the cells vary a little."""
+def render(scene: Scene, rng: np.random.Generator, haze: float = 0.0) -> np.ndarray:
+    """One picture a moment, ``(4, 84, 84, 3)`` uint8; sizes and places within the cells vary a little.
+
+    Args:
+        haze: 0 is a clear clip. Up to 1, things take on other colours and fade, noise rises, and blinds hide places.
+    """
     frames = np.stack([_background(moment) for moment in range(MOMENTS)])
     for thing in scene.things:
         size = int(rng.integers(20, 25))
         stencil = _stencil(thing.shape, size)[..., None]
         down, right = rng.integers(1, CELL - size, size=2)
+        colour = np.array(_RGB[thing.colour], dtype=np.float32)
+        if haze:
+            other = np.array(list(_RGB.values())[rng.integers(len(_RGB))], dtype=np.float32)
+            colour = colour + haze * _TINGE * rng.random() * (other - colour)
+            stencil = stencil * (1 - haze * _FADE * rng.random())
         for moment, cell in enumerate(thing.cells):
             if cell is None:
                 continue
             top, left = cell[0] * CELL + down, cell[1] * CELL + right
             patch = frames[moment, top : top + size, left : left + size]
-            patch += stencil * (np.array(_RGB[thing.colour], dtype=np.float32) - patch)
-    return frames.round().astype(np.uint8)
+            patch += stencil * (colour - patch)
+    if haze:
+        _spoil(frames, rng, haze)
+    return frames.round().clip(0, 255).astype(np.uint8)
+
+
+def _spoil(frames: np.ndarray, rng: np.random.Generator, haze: float) -> None:
+    """Hides places behind blinds and adds noise, in place."""
+    for frame in frames:
+        for _ in range(rng.binomial(_BLINDS, haze)):
+            height, width = rng.integers(CELL // 3, CELL, size=2)
+            top, left = rng.integers(FRAME - height), rng.integers(FRAME - width)
+            frame[top : top + height, left : left + width] = 100
+    grains = rng.standard_normal((len(frames), FRAME // _GRAIN, FRAME // _GRAIN, 3)) * haze * _NOISE
+    frames += grains.repeat(_GRAIN, axis=1).repeat(_GRAIN, axis=2).astype(np.float32)
 
 
 def sampled(pictures: np.ndarray) -> np.ndarray:

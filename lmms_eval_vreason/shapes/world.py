@@ -18,7 +18,8 @@ _STEPS = dict(zip(DIRECTIONS, ((0, -1), (0, 1), (-1, 0), (1, 0)), strict=True))
 # Which sixteenths of all scenes belong to a split: a scene is in one split only, whatever its seed.
 SPLITS = {"test": range(0, 2), "validation": range(2, 4), "train": range(4, 16)}
 RECIPES = ("move", "race", "order", "vanish")
-_MOST = {"race": 3, "order": MOMENTS}  # things in one scene, where fewer than five
+FEWEST, MOST = 3, 6  # things in one scene
+_MOST = {"race": 3, "order": MOMENTS}  # where fewer
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def make_scene(rng: np.random.Generator, recipe: str, split: str) -> Scene:
     """Draws a scene of ``split`` after ``recipe``.
 
     ``move``: one thing moves. ``race``: two move, one more often. ``order``: all appear at different moments.
-    ``vanish``: one disappears. Two to five things each (``race`` up to three, ``order`` up to four).
+    ``vanish``: one disappears. Three to six things each (``race`` three, ``order`` up to four).
 
     Raises:
         ValueError: The recipe or the split is unknown.
@@ -133,7 +134,7 @@ def make_scene(rng: np.random.Generator, recipe: str, split: str) -> Scene:
     if recipe not in RECIPES or split not in SPLITS:
         raise ValueError(f"recipe={recipe!r}, split={split!r}: known are {RECIPES} and {tuple(SPLITS)}")
     while True:
-        count = int(rng.integers(2, _MOST.get(recipe, 5) + 1))
+        count = int(rng.integers(FEWEST, _MOST.get(recipe, MOST) + 1))
         paths = _paths(rng, recipe, count)
         if _collides(paths):
             continue

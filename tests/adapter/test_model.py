@@ -10,12 +10,11 @@ import torch
 from instances import instances
 from offline import write_video
 
-from lmms_eval_vreason.adapter import host
-from lmms_eval_vreason.adapter import model as adapter_model
+from lmms_eval_vreason.adapter import host, loading
 from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
 from lmms_eval_vreason.journal.files import digest, latest_samples, read_records
 from lmms_eval_vreason.prompts.split import joined
-from lmms_eval_vreason.run.ledger import TooManyErrors
+from lmms_eval_vreason.run.records import TooManyErrors
 from lmms_eval_vreason.shapes.architecture import MAX_PIXELS, MIN_PIXELS
 
 VIDEO = {"min_pixels": 784, "max_pixels": 56 * 56, "max_num_frames": 4}
@@ -118,7 +117,7 @@ def test_positions_reach_the_model_and_are_in_the_resume_key(build, videos, shar
     placed, keys = {}, set()
     for positions in ("trained", "transformers"):
         model = build(positions=positions, shared_prefix=shared_prefix)
-        keys.add(digest(model._identity))
+        keys.add(digest(model.identity))
         seen = []
         hook = model._model.model.language_model.register_forward_pre_hook(
             partial(_note_positions, seen), with_kwargs=True
@@ -222,15 +221,15 @@ def test_what_holds_for_the_run_is_said_before_a_video_is_read(build, videos, se
 
 
 def test_a_model_that_cannot_be_steered_is_refused_before_the_first_request(build, monkeypatch):
-    load_model = adapter_model.load_model
+    load_model = loading.load_model
 
     def sliding(*args):
         loaded = load_model(*args)
         loaded.config.text_config.layer_types[-1] = "sliding_attention"
         return loaded
 
-    monkeypatch.setattr(adapter_model, "load_model", sliding)
-    with pytest.raises(TypeError, match="full attention in the last decoder layer"):
+    monkeypatch.setattr(loading, "load_model", sliding)
+    with pytest.raises(TypeError, match="the last decoder layer needs full attention"):
         build()
 
 

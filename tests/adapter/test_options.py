@@ -4,7 +4,7 @@ import pytest
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.adapter import host as command_line
-from lmms_eval_vreason.adapter import model
+from lmms_eval_vreason.adapter import loading, model
 from lmms_eval_vreason.adapter.options import argument_names, parse_options
 
 WRONG = [
@@ -71,7 +71,7 @@ def test_a_wrong_value_is_one_line_that_names_it(name, value, words):
 def test_within_the_command_it_ends_the_process_before_anything_loads(name, value, words, monkeypatch):
     monkeypatch.setattr(command_line, "runs_as_command", lambda: True)
     for step in ("find_checkpoint", "load_model", "load_processor"):
-        monkeypatch.setattr(model, step, lambda *args, step=step: pytest.fail(f"{step} was reached"))
+        monkeypatch.setattr(loading, step, lambda *args, step=step: pytest.fail(f"{step} was reached"))
     with pytest.raises(SystemExit) as caught:
         model.Qwen2_5_VL_VReason(**{name: value})
     # A text as the code means: print it, exit with 1.
@@ -111,6 +111,7 @@ def test_text_as_the_command_line_hands_it_over():
             "learning_rate": "0.03",
             "update_every": 4,
             "refresh": "off",
+            "keep_shift": "on",
             "thinking": False,
             "policy": "off",
             "compile": True,

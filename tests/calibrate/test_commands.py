@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from lmms_eval_vreason.adapter import model
+from lmms_eval_vreason.adapter import loading
 from lmms_eval_vreason.calibrate.settings import GRID
 from lmms_eval_vreason.cli import main
 
@@ -33,7 +33,7 @@ def calibrate(tmp_path, **options):
     ],
 )
 def test_a_mistake_is_one_line_before_the_model_loads(tmp_path, capsys, monkeypatch, options, message):
-    monkeypatch.setattr(model, "load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("loaded"))
     assert calibrate(tmp_path, **options) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("vreason: ")

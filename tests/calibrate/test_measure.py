@@ -11,7 +11,7 @@ from lmms_eval_vreason import VReason
 from lmms_eval_vreason.adapter.options import parse_options
 from lmms_eval_vreason.calibrate import measure as module
 from lmms_eval_vreason.calibrate.measure import AnsweredBatch, Sizes, measure
-from lmms_eval_vreason.engines.hf.replay import replay
+from lmms_eval_vreason.calibrate.replay import replay
 from lmms_eval_vreason.media.frames import read_media
 from lmms_eval_vreason.run.generation import Generator
 

@@ -19,7 +19,7 @@ METHODS = {
     "switching": VReason(learning_rate=0.1, ema_decay=0.3, update_every=1),
     "sgd": VReason(optimizer="sgd", learning_rate=20.0, policy="minimize"),
     "steps": VReason(learning_rate=0.03, steps_per_update=2),
-    "topk": VReason(learning_rate=0.03, head_topk=24, refresh=False),
+    "topk": VReason(learning_rate=0.03, head_topk=24, refresh=False, keep_shift=True),
     "lite": VReason(learning_rate=0.03, prune_ratio=0.5),
     "lite, random": VReason(learning_rate=0.03, prune_ratio=0.3, prune_score="random", policy="random"),
 }
@@ -65,7 +65,8 @@ def test_a_finished_sample_freezes(sdpa):
 
     def after(count):
         settings = {"max_new_tokens": count, "logits_processor": LogitsProcessorList([Forced(tokens)])}
-        return steer(sdpa, VReason(learning_rate=0.03), **batch(SAMPLES), **settings)[1]
+        method = VReason(learning_rate=0.03, keep_shift=True, optimizer="adam")
+        return steer(sdpa, method, **batch(SAMPLES), **settings)[1]
 
     short, long = after(7), after(20)
     assert torch.equal(delta(short, 1), delta(long, 1))

@@ -45,12 +45,12 @@ def both(model, method, inputs):
     "settings",
     [
         {},
-        {"refresh": False, "steps_per_update": 2, "policy": "random"},
+        {"refresh": False, "keep_shift": True, "steps_per_update": 2, "policy": "random"},
         {"head_tail": 0.3},
-        {"head_topk": 0, "norm": "cache", "beta1": 0.9, "ema_correction": True},
-        {"keep_shift": False, "optimizer": "nsgd", "steps_per_update": 2},
+        {"head_topk": 0, "norm": "cache", "keep_shift": True, "optimizer": "adam", "ema_correction": True},
+        {"keep_shift": True, "optimizer": "adam", "beta1": 0.9},
     ],
-    ids=["default", "steps", "tail", "exact", "not kept"],
+    ids=["default", "steps", "tail", "exact", "kept"],
 )
 def test_tokens_and_traces_are_those_of_eager_decoding(settings):
     model = random_model(layers=2)
@@ -65,7 +65,7 @@ def test_tokens_and_traces_are_those_of_eager_decoding(settings):
         assert np.array_equal(one.changed, other.changed, equal_nan=True)
 
 
-@pytest.mark.parametrize("choices", [{}, {"optimizer": "nsgd", "keep_shift": False}], ids=["default", "not kept"])
+@pytest.mark.parametrize("choices", [{}, {"optimizer": "adam", "keep_shift": True}], ids=["default", "kept"])
 def test_one_rate_turns_every_model_alike_when_compiled(choices):
     inputs = batch([prompt(seed=1), prompt(seed=2, videos=((2, 4, 6),), text=9)])
     method = VReason(compile="on", update_every=1, **choices)
@@ -88,7 +88,7 @@ def test_two_graphs_serve_every_sample():
 def test_the_ordinary_graph_sees_the_moved_values():
     model = random_model(layers=2)
     still = VReason(policy="off", compile="on").generate(model, **batch(SAMPLES[0]), **LENGTH, compile_config=BACKEND)
-    moved = VReason(learning_rate=0.5, compile="on").generate(
+    moved = VReason(learning_rate=0.5, keep_shift=True, compile="on").generate(
         model, **batch(SAMPLES[0]), **LENGTH, compile_config=BACKEND
     )
     # Token 2 (from 0) is an ordinary step after the first update; its entropy can only differ through the cache.

@@ -66,7 +66,7 @@ def update_of_step(model, inputs, tokens, updates, **hyperparameters):
     """ΔV before the ``updates``-th update, and its gradient: minus an SGD step at rate 1, without the step's unit."""
     deltas, turns = [], []
     for count in (updates - 1, updates):
-        choices = {"update_every": 2, "head_topk": 0, **hyperparameters}
+        choices = {"update_every": 2, "head_topk": 0, "keep_shift": True, **hyperparameters}
         method = VReason(optimizer="sgd", learning_rate=1.0, min_entropy=0.0, **choices)
         _, loop = steer(
             model,

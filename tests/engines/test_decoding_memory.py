@@ -15,7 +15,7 @@ SAMPLES = [prompt(seed=1, videos=((4, 8, 8),)), prompt(seed=2, videos=((2, 8, 8)
 METHODS = {
     "default": VReason(update_every=1),
     "steps": VReason(update_every=1, steps_per_update=2),
-    "no refresh": VReason(update_every=1, refresh=False, head_topk=16),
+    "no refresh": VReason(update_every=1, refresh=False, keep_shift=True, head_topk=16),
 }
 
 
@@ -107,7 +107,13 @@ def bytes_between_steps(model, method, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("choices", "moments"),
-    [({}, 1), ({"beta1": 0.9}, 2), ({"optimizer": "sgd"}, 0), ({"optimizer": "nsgd", "keep_shift": False}, 0)],
+    [
+        ({}, 0),
+        *(
+            ({"optimizer": "adam", "keep_shift": True, "beta1": beta}, moments)
+            for beta, moments in ((0.0, 1), (0.9, 2))
+        ),
+    ],
     ids=str,
 )
 def test_bytes_kept_between_steps(dtype, choices, moments):

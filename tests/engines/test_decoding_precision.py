@@ -18,7 +18,7 @@ def test_the_update_reaches_the_cache_of_a_model(dtype, cache):
     settings = {"max_new_tokens": 8, "cache_implementation": cache}
     _, loop = steer(
         model,
-        VReason(policy="minimize"),
+        VReason(policy="minimize", keep_shift=True),
         **batch(SAMPLES, dtype),
         **settings,
         logits_processor=LogitsProcessorList([Forced(tokens)]),

@@ -89,7 +89,7 @@ def cache_after(model, inputs, tokens, method=None):
 def test_norms_stay_and_nothing_else_moves(model, norm):
     inputs, tokens = batch(four_prompts(2)), forced_tokens(4, 9)
     base, _ = cache_after(model, inputs, tokens)
-    method = VReason(learning_rate=0.3, norm=norm, policy="maximize")
+    method = VReason(learning_rate=0.3, norm=norm, policy="maximize", keep_shift=True)
     steered, loop = cache_after(model, inputs, tokens, method)
     video = torch.nn.functional.pad(inputs["input_ids"] == VIDEO, (0, 8))
     for depth, (ours, theirs) in enumerate(zip(steered, base, strict=True)):
@@ -106,7 +106,9 @@ def test_norms_stay_and_nothing_else_moves(model, norm):
 
 def test_values_are_free_without_a_norm(model):
     inputs, tokens = batch(four_prompts(2)), forced_tokens(4, 9)
-    layers, loop = cache_after(model, inputs, tokens, VReason(learning_rate=0.3, norm="none", policy="maximize"))
+    layers, loop = cache_after(
+        model, inputs, tokens, VReason(learning_rate=0.3, norm="none", policy="maximize", keep_shift=True)
+    )
     shift = loop.decoding.steering.shift
     written, original, delta = (packed(shift, x) for x in (layers[-1].values, shift.original, shift.delta))
     assert torch.allclose(written, original + delta)

@@ -18,7 +18,7 @@ def traced(entropy, change, changed):
     arrays = {name: np.asarray(values, "float32") for name, values in arrays.items()}
     updates = int(np.count_nonzero(arrays["alpha"]))
     facts = {"peak_index": 0, "video_tokens": 4, "seconds_prefill": 0, "seconds_ordinary": 0, "seconds_due": 0}
-    facts["due_steps"] = updates
+    facts |= {"ordinary_steps": 0, "due_steps": updates}
     return Trace(**arrays, updates=updates, **facts, note="")
 
 

@@ -70,7 +70,7 @@ def test_a_clip_takes_frames_between_its_start_and_end_only(video):
     ],
 )
 def test_frame_counts_are_even_and_within_the_clip(total, fps, options, expected):
-    assert frame_count(cut(Media("video", "x.mp4"), total, fps), options) == expected
+    assert frame_count(len(cut(Media("video", "x.mp4"), total, fps)), fps, options) == expected
 
 
 @pytest.mark.parametrize("start", [None, 1.25])

@@ -70,7 +70,7 @@ def test_every_field_is_covered_here_and_checked():
 def test_defaults_are_the_documented_ones_and_frozen():
     method = VReason()
     assert (method.policy, method.update_every, method.ema_decay) == ("switch", 2, 0.9)
-    assert (method.norm, method.objective, method.optimizer) == ("head", "kl_p_u", "adam")
+    assert (method.norm, method.objective, method.optimizer) == ("head", "kl_p_u", "nsgd")
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.update_every = 3
 

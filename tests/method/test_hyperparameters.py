@@ -47,7 +47,7 @@ def test_refresh_changes_the_token_that_caused_the_update(model):
     for refresh in (True, False):
         processor = Forced(forced_tokens(2, 3))
         settings = {"logits_processor": LogitsProcessorList([processor])}
-        method = VReason(refresh=refresh, learning_rate=0.1)
+        method = VReason(refresh=refresh, keep_shift=True, learning_rate=0.1)
         _, loop = steer(model, method, **batch(SAMPLES), max_new_tokens=3, **settings)
         assert np.isnan(loop.traces[0].entropy_change[1]) != refresh
         logits[refresh] = processor.logits
@@ -62,7 +62,7 @@ def test_refresh_changes_the_token_that_caused_the_update(model):
 
 def test_learning_rate_scales_the_first_step(model):
     """Adam's first step is the rate itself, in units, where the gradient is not next to nothing; SGD's is linear."""
-    small, large = (turns(run(model, count=2, learning_rate=rate)) for rate in (0.01, 0.03))
+    small, large = (turns(run(model, count=2, optimizer="adam", learning_rate=rate)) for rate in (0.01, 0.03))
     assert torch.allclose(large, 3 * small, rtol=1e-5)
     assert small.abs().median().item() == pytest.approx(0.01, rel=1e-3)
 
@@ -140,7 +140,13 @@ def test_a_dead_gradient_does_not_move_the_values_on_momentum(model):
     hook = model.lm_head.register_forward_hook(certain)
     try:
         settings = {"logits_processor": LogitsProcessorList([processor])}
-        _, loop = steer(model, VReason(), **batch(SAMPLES), max_new_tokens=12, **settings)
+        _, loop = steer(
+            model,
+            VReason(keep_shift=True, optimizer="adam", beta1=0.9),
+            **batch(SAMPLES),
+            max_new_tokens=12,
+            **settings,
+        )
     finally:
         hook.remove()
     for trace in loop.traces:

@@ -9,7 +9,9 @@ from lmms_eval_vreason.method.shift import Shift
 
 def one_shift(**choices):
     values = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
-    return Shift(values, torch.ones(2, 5, dtype=torch.bool), VReason(**{"learning_rate": 0.01, **choices}))
+    return Shift(
+        values, torch.ones(2, 5, dtype=torch.bool), VReason(**{"learning_rate": 0.01, "optimizer": "adam", **choices})
+    )
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.999), (0.5, 0.0)])

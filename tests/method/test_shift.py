@@ -15,7 +15,9 @@ def test_a_step_arrives_in_the_cache_whatever_its_scale(dtype, scale, rate, leas
     """The share of V_new - V, rounded to nearest, that is along the exact one."""
     generator = torch.Generator().manual_seed(0)
     values = (scale * torch.randn(2, 2, 300, 16, generator=generator)).to(dtype)
-    shift = Shift(values, torch.ones(2, 300, dtype=torch.bool), VReason(learning_rate=rate))
+    shift = Shift(
+        values, torch.ones(2, 300, dtype=torch.bool), VReason(learning_rate=rate, keep_shift=True, optimizer="adam")
+    )
     shift.step(torch.randn(2, 2, 300, 16, generator=generator), torch.tensor([True, True]))
     was = shift.original.double()
     wanted = shift.norm.moved(shift.original + shift.delta).double() - was
@@ -40,7 +42,7 @@ VIDEO[0, [3, 4, 6]] = VIDEO[1, 5] = True  # The third sample has none.
 
 def one_shift(**choices):
     values = torch.randn(3, 2, 10, 8, generator=torch.Generator().manual_seed(0))
-    return values, Shift(values, VIDEO, VReason(**choices))
+    return values, Shift(values, VIDEO, VReason(**{"keep_shift": True, "optimizer": "adam", **choices}))
 
 
 def test_the_window_is_from_the_first_video_token_to_the_last():

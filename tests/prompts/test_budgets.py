@@ -71,7 +71,7 @@ class Script:
                     assert scores[row].exp().tolist() == [float(n == chosen[row]) for n in range(scores.shape[1])]
             ids = torch.cat([ids, chosen[:, None]], dim=1)
             lengths = [n + (not s) for n, s in zip(lengths, stopped.tolist(), strict=True)]
-            stops = self.budgets.criteria(ids, None)
+            stops = self.budgets.advance(ids, None)
             assert stops.dtype == torch.bool
             stopped = stopped | stops
             if stopped.all():

@@ -31,7 +31,7 @@ ARRAYS = {
 
 def trace(**changes) -> Trace:
     arrays = {name: np.array(changes.pop(name, ARRAYS[name]), "float32") for name in COLUMNS}
-    counts = {"updates": 3, "peak_index": 1, "video_tokens": 7, "due_steps": 2}
+    counts = {"updates": 3, "peak_index": 1, "video_tokens": 7, "ordinary_steps": 5, "due_steps": 2}
     return Trace(**arrays, **counts, seconds_prefill=1.0, seconds_ordinary=1.0, seconds_due=1.0, note="a note")
 
 
@@ -105,6 +105,7 @@ def test_a_trace_in_a_few_numbers():
         "lowering": {"updates": 2, "entropy_change": -0.75},
         "raising": {"updates": 1, "entropy_change": 0.25},
         "refreshed": {"updates": 3, "entropy": 1.16667, "absolute_change": 0.583333, "changed": 1},
+        "ordinary_steps": 5,
         "due_steps": 2,
         "note": "a note",
     }

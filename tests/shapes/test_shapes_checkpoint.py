@@ -1,4 +1,4 @@
-"""The trained checkpoint: it answers from the video, and V-Reason acts on its real distributions."""
+"""The trained checkpoint: it reads clear clips, is unsure of hazy ones, and V-Reason acts on its distributions."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from lmms_eval_vreason import VReason
 from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.shapes import checkpoint_dir
 from lmms_eval_vreason.shapes.dataset import make_items
-from lmms_eval_vreason.shapes.evaluate import Reasoner
+from lmms_eval_vreason.shapes.evaluate import Reasoner, frames_from_files
 from lmms_eval_vreason.shapes.render import sampled
 
 MEBIBYTE = 2**20
@@ -28,7 +28,7 @@ def items():
 def traced(shapes, items):
     """Each policy's answers to the same questions."""
     return {
-        policy: shapes.answer(items, method=VReason(policy=policy, learning_rate=0.03))
+        policy: shapes.answer(items, method=VReason(policy=policy))
         for policy in ("off", "switch", "minimize", "maximize")
     }
 
@@ -48,26 +48,47 @@ def test_the_command_prints_the_folder(capsys):
 
 
 def test_it_answers_in_form_and_from_the_video(shapes, items):
-    frames = [sampled(item.pictures) for item in items]
-    own = shapes.answer(items, frames)
-    others = shapes.answer(items, frames[9:] + frames[:9])
-    assert own.format_valid >= 0.99
-    assert own.accuracy >= 0.9
-    assert others.accuracy <= 0.5
+    clear = make_items("validation", 45, haze=0.0)
+    frames = [sampled(item.pictures) for item in clear]
+    own = shapes.answer(clear, frames)
+    others = shapes.answer(clear, frames[9:] + frames[:9])
+    assert own["valid"].mean() >= 0.95
+    assert own["right"].mean() >= 0.75
+    assert others["right"].mean() <= 0.5
 
 
-def test_thinking_lengths_and_entropies_vary(traced):
-    lengths = [len(trace.entropy) for trace in traced["off"].traces]
-    assert max(lengths) >= 2 * min(lengths)
-    entropy = np.concatenate([trace.entropy for trace in traced["off"].traces])
-    assert (entropy > 0.5).mean() > 0.01
+def test_it_is_less_often_right_and_less_sure_of_what_it_sees_in_thicker_haze(shapes):
+    clear, thick = (shapes.answer(make_items("validation", 45, haze=haze)) for haze in (0.0, 1.0))
+    assert thick["right"].mean() < clear["right"].mean()
+    assert thick["entropy"].mean() > clear["entropy"].mean() + 0.01
+
+
+def test_its_thinking_is_long_and_unsure(traced):
+    """What the demo needs; the held-out figures over 900 questions are in docs/shapes.md."""
+    base = traced["off"]
+    assert base["entropy"].mean() >= 0.3
+    assert base["tokens"].quantile(0.05) >= 40
+    assert base["tokens"].quantile(0.95) <= 125
+    entropy = np.concatenate([trace.entropy for trace in base["trace"]])
+    assert (entropy > 0.5).mean() > 0.1
     assert (entropy < 0.05).mean() > 0.2
+
+
+@pytest.mark.slow
+def test_its_accuracy_from_files_leaves_room(tmp_path, monkeypatch, shapes):
+    """Slow: 270 clips are written, read and answered, since fewer would not tell 60 from 85 percent."""
+    monkeypatch.setenv("LMMS_EVAL_VREASON_CACHE", str(tmp_path))
+    items = make_items("test", 270)
+    answers = shapes.answer(items, frames_from_files(items))
+    assert 0.6 <= answers["right"].mean() <= 0.85
+    assert answers["entropy"].mean() >= 0.3
+    assert 40 <= answers["tokens"].mean() <= 120
 
 
 @pytest.mark.parametrize(("policy", "sign"), [("minimize", -1), ("maximize", 1)])
 def test_an_update_moves_the_entropy_its_way(traced, policy, sign):
     changes, entropies = (
-        np.concatenate([getattr(trace, name) for trace in traced[policy].traces])
+        np.concatenate([getattr(trace, name) for trace in traced[policy]["trace"]])
         for name in ("entropy_change", "entropy")
     )
     unsure = np.isfinite(changes) & (entropies > 0.1)
@@ -77,7 +98,7 @@ def test_an_update_moves_the_entropy_its_way(traced, policy, sign):
 
 def test_traces_look_like_the_methods_figure(traced):
     alphas = set()
-    for trace in traced["switch"].traces:
+    for trace in traced["switch"]["trace"]:
         assert trace.updates > 0
         assert np.all(np.diff(trace.peak) >= 0)
         assert np.all(trace.ema <= trace.peak + 1e-6)

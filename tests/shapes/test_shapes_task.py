@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from lmms_eval_vreason.paths import tasks_dir
-from lmms_eval_vreason.shapes.training.sweep import BASE, SettingResult, describe, paired, settings, table
+from lmms_eval_vreason.shapes.demo import _RUNS, ABOUT, one_page
 
 
 @pytest.fixture
@@ -41,38 +42,41 @@ def test_only_the_exact_letter_counts_tagged_or_not(utils, said, score):
     assert utils.process_results({"answer": "B"}, [said]) == {"accuracy": score}
 
 
-def _answers(method, right):
-    return SettingResult(describe(method), len(right), right, [str(hit) for hit in right], 30.0, 0.3, 12.0, 0.02)
-
-
-def test_the_sweep_pairs_every_setting_with_the_base_model():
-    grid = settings([0.01, 0.1], [2, 4])
-    assert grid[0] == BASE
-    assert len(grid) == 1 + 2 * 4 + 2
-    assert paired([1, 1, 0, 1], [1, 0, 0, 0]) == (50.0, pytest.approx(28.8675, abs=1e-3))
-    lines = table([_answers(grid[0], [1, 0, 0, 0]), _answers(grid[1], [1, 1, 0, 1])]).splitlines()
-    assert "25.0 ± 25.0" in lines[2]
-    assert "+50.0 ± 28.9" in lines[3]
-    assert "50.0%" in lines[3]
-    assert [cell.strip() for cell in lines[3].split("|")[-3:-1]] == ["12.0", "0.020"]
+def test_the_demos_page_holds_the_report_and_every_answer(tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("<html><body>\n<h1>Comparison</h1>\n<h2>Scores</h2>\n</body>\n</html>\n")
+    samples = {}
+    for name in ("base", "strong"):
+        samples[name] = tmp_path / f"{name}.html"
+        samples[name].write_text(f"<html><body>\n<h1>said by {name}</h1><pre>\\1 </pre>\n</body></html>\n")
+    page = one_page(report, samples)
+    assert page.count("<body>") == page.count("</body>") == page.count("<h1>") == 1
+    order = [page.index(part) for part in ("<h1>", ABOUT, "Scores", "said by base", "said by strong", "</body>")]
+    assert order == sorted(order)
+    assert "<h3>said by base</h3><pre>\\1 </pre>" in page
 
 
 @pytest.mark.cli
 @pytest.mark.slow
-def test_the_demo_runs_both_and_ends_with_the_path_of_its_report(tmp_path):
-    """Two runs of lmms-eval's command, base and V-Reason, and the report on both."""
+def test_the_demo_runs_all_and_ends_with_the_path_of_its_page(tmp_path):
+    """Runs of lmms-eval's command with the base model and under V-Reason, and one page on all."""
     command = [sys.executable, "-m", "lmms_eval_vreason.shapes.demo", "--questions", "4", "--batch-size", "4"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "LMMS_EVAL_VREASON_CACHE": str(tmp_path / "cache")}
     command += ["--output", str(tmp_path / "demo")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    page = tmp_path / "demo" / "report.html"
-    assert lines[-1] == str(page)
-    assert "V-Reason" in page.read_text() or "vreason" in page.read_text()
-    scores = [line for line in lines if line.split()[:1] in (["shapes"], ["vreason"])]
-    assert any("base" in line for line in scores)
-    assert any("vreason" in line for line in scores)
+    path = tmp_path / "demo" / "demo.html"
+    assert lines[-1] == str(path)
+    assert lines[-2] == ABOUT
+    page = path.read_text()
+    assert ABOUT in page
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page), "the page needs no other file"
+    assert page.count('src="data:image/png') >= 4 + len(_RUNS)
+    for name in _RUNS:
+        assert f"One answer: {name}" in page
+        assert any(name in line.split() for line in lines)
+    assert page.count('nats">&lt;/answer&gt;</span>') == len(_RUNS), "each answer's tokens are coloured"
 
 
 @pytest.mark.cli

@@ -14,13 +14,17 @@ from lmms_eval_vreason.method.pruning import SCORES, kept_tokens
 CACHE_STEP = 1024
 
 
-def check_cache(cache: Cache | None) -> None:
-    """Raises ValueError unless every layer of ``cache`` is a plain dynamic or static one that stays on its device."""
+def check_cache(cache: Cache | None, *, pruned: bool) -> None:
+    """Raises ValueError unless the last layer of ``cache`` is a plain dynamic or static one that stays on its device.
+
+    Args:
+        pruned: Whether tokens are to be dropped from every layer: then each has to be of this kind.
+    """
     if cache is None:
         raise ValueError("V-Reason steers the value cache, but the model returned none: set use_cache=True")
     if cache.offloading:
         raise ValueError("V-Reason cannot steer an offloaded cache: use cache_implementation='dynamic' or 'static'")
-    for layer in cache.layers:
+    for layer in cache.layers if pruned else cache.layers[-1:]:
         if type(layer) not in (DynamicLayer, StaticLayer):
             raise ValueError(
                 f"V-Reason cannot steer a cache layer of type {type(layer).__name__} (sliding, quantised or custom): "
@@ -34,16 +38,16 @@ def static_cache(model: PreTrainedModel, tokens: int) -> StaticCache:
     return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
 
 
-def copy_cache(source: Cache, target: Cache) -> Cache:
+def copy_cache(source: Any, target: Cache) -> Cache:
     """Writes what ``source`` holds into ``target``, an empty cache of any kind (a static one for compiled steps)."""
-    for index, layer in enumerate(_layers(source)):
+    for index, layer in enumerate(source.layers):
         if layer.get_seq_length():
             target.update(layer.keys, layer.values, index)
     return target
 
 
 def prune_video_tokens(
-    cache: Cache, video_mask: Tensor, attention_mask: Tensor | None, method: VReason
+    cache: Any, video_mask: Tensor, attention_mask: Tensor | None, method: VReason
 ) -> tuple[Tensor, Tensor | None]:
     """Drops video tokens from every layer of ``cache``, in place; what stays keeps its order and its positions.
 
@@ -59,7 +63,7 @@ def prune_video_tokens(
         The new video mask and attention mask, (batch, kept); the latter is None where nothing is padded.
     """
     present = torch.ones_like(video_mask) if attention_mask is None else attention_mask.bool()
-    states = [(layer.keys, layer.values) for layer in _layers(cache)]
+    states = [(layer.keys, layer.values) for layer in cache.layers]
     scores = SCORES[method.prune_score](states, video_mask, method.seed).to(video_mask.device)
     kept = kept_tokens(scores[:, : video_mask.shape[1]], video_mask, present, method.prune_ratio)
     length = int(kept.sum(dim=1).max())
@@ -67,21 +71,10 @@ def prune_video_tokens(
     index = kept.long().argsort(dim=1, stable=True)[:, -length:]
     # Or all old layers would live on until the last one is replaced.
     del states
-    for layer in _layers(cache):
+    for layer in cache.layers:
         _gather(layer, index)
     present = kept.gather(1, index)
     return video_mask.gather(1, index) & present, None if bool(present.all()) else present.long()
-
-
-def last_values(cache: Cache) -> Tensor:
-    """(batch, kv_heads, tokens, head_dim), the last layer's."""
-    values: Tensor = _layers(cache)[-1].values
-    return values
-
-
-def _layers(cache: Cache) -> list[Any]:
-    """Dynamic or static layers, as :func:`check_cache` has found them: filled, with keys and values."""
-    return list(cache.layers)
 
 
 def _gather(layer: Any, index: Tensor) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,11 +14,24 @@ from transformers.generation.streamers import BaseStreamer
 
 from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
-from lmms_eval_vreason.engines.hf.support import check_call
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
+
+# Settings of `generate` under which transformers would not hand over a plain decoding loop: name → allowed values.
+_PLAIN = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "use_cache": (None, True),
+    "return_dict_in_generate": (None, False),
+    "prompt_lookup_num_tokens": (None,),
+    "penalty_alpha": (None, 0, 0.0),
+    "dola_layers": (None,),
+    "cache_implementation": (None, "dynamic", "static"),
+}
+_REFUSED_ARGUMENTS = ("assistant_model", "inputs_embeds", "custom_generate")
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ def generate(
     Args:
         model: Of a family in :mod:`lmms_eval_vreason.families.family`. It is left as it was, whatever happens.
         method: The method's hyperparameters.
-        generation_config, streamer, **kwargs: As for ``model.generate``; pass every output of the processor through.
+        generation_config, streamer, **kwargs: As for ``model.generate``: all that the processor gives, token types too.
         tokenizer: Needed with ``stop_strings``.
         generators: One a sample: sampling draws from these instead of torch's global generator, so that a sample's
             tokens do not depend on its neighbours.
@@ -59,13 +73,13 @@ def generate(
     Raises:
         ValueError: Beam search, assisted decoding, ``use_cache=False``, several sequences a prompt, a cache whose
             layers cannot be steered, placeholders that disagree with the grids.
-        TypeError: ``model`` is of no tested family, or its last layer or head is of a kind that cannot be steered.
+        TypeError: ``model`` is of no tested family, or its layers or head are of a kind that cannot be steered.
         RuntimeError: At the first update the tail does not give the model's own logits.
     """
     kwargs = renamed_cache(kwargs)
     check_call(model, generation_config, kwargs)
-    trained = _add_trained_positions(model, positions, kwargs)
-    loop = DecodingLoop(method, streamer=streamer, generators=generators, trained_positions=trained)
+    loop = DecodingLoop(method, streamer=streamer, generators=generators)
+    loop.trained_positions, loop.token_types = _add_trained_positions(model, positions, kwargs), _types(model, kwargs)
     config = _with_stop_criteria(generation_config, tokenizer, kwargs)
     if method.compile == "on":
         kwargs[CACHE] = _static_cache(model, config, kwargs)
@@ -73,6 +87,27 @@ def generate(
         run: Any = model.generate
         sequences = run(generation_config=config, custom_generate=loop, streamer=streamer, **kwargs)
     return Generation(sequences=sequences, traces=loop.traces)
+
+
+def check_call(model: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
+    """Refuses what cannot be steered.
+
+    Raises:
+        TypeError: A model of no tested family, or one whose last layer or head is of another kind.
+        ValueError: A call of ``generate`` that is not one plain decoding loop over one sequence a prompt.
+    """
+    family_of(model)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("V-Reason takes gradients: call it under torch.no_grad() instead of torch.inference_mode()")
+    for name in _REFUSED_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} does not go with V-Reason: leave it out")
+    for name, allowed in _PLAIN.items():
+        config = model.generation_config if generation_config is None else generation_config
+        value = kwargs.get(name, getattr(config, name, None))
+        if value not in allowed:
+            hint = " or ".join(repr(choice) for choice in allowed if choice is not None) or "None"
+            raise ValueError(f"{name}={value!r} does not go with V-Reason: set it to {hint}")
 
 
 @contextmanager
@@ -92,6 +127,8 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
     """Adds the prompts' ``position_ids``, (4, batch, tokens), and says so; not for ``transformers`` or given ones."""
     if check_choice(positions) != "trained" or kwargs.get("position_ids") is not None:
         return False
+    if family_of(model).positions != "trained":
+        return False  # transformers places its text as it was trained.
     if kwargs.get("input_ids") is None:
         raise ValueError("trained positions are computed from input_ids: pass every output of the processor by name")
     padding = model.generation_config.pad_token_id
@@ -99,6 +136,13 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
         raise ValueError("a prompt begins with padding that nothing masks: pass attention_mask")
     kwargs["position_ids"] = trained_positions(model.config, **kwargs)
     return True
+
+
+def _types(model: PreTrainedModel, kwargs: dict[str, Any]) -> Tensor | None:
+    """``mm_token_type_ids``, which leave ``kwargs`` where the model itself does not take them."""
+    name = "mm_token_type_ids"
+    types: Tensor | None = kwargs.get(name) if name in signature(model.forward).parameters else kwargs.pop(name, None)
+    return types
 
 
 def _static_cache(model: PreTrainedModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> Cache:

@@ -5,6 +5,7 @@ transformers prepares the inputs, the cache, the logits processors and the stopp
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,11 +13,18 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import StoppingCriteriaList as StoppingCriteria
 
-from lmms_eval_vreason.engines.hf.cache import check_cache, last_values, prune_video_tokens
+from lmms_eval_vreason.engines.hf.cache import check_cache, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
-from lmms_eval_vreason.engines.hf.upstream import CACHE, compiles_by_itself, next_model_kwargs, pad_token, prefill
-from lmms_eval_vreason.families.family import family_of
+from lmms_eval_vreason.engines.hf.upstream import (
+    CACHE,
+    compiles_by_itself,
+    experts_for_decoding,
+    next_model_kwargs,
+    pad_token,
+    prefill,
+)
+from lmms_eval_vreason.families.family import check_columns, family_of
 from lmms_eval_vreason.families.positions import ending_highest
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import entropy
@@ -79,13 +87,12 @@ class Decoding:
         steering: The due steps, from the prefill on; None where nothing is steered.
     """
 
-    def __init__(
-        self, method: VReason, model: Any, config: GenerationConfig, input_ids: Tensor, *, trained_positions: bool
-    ) -> None:
-        """Args: ``input_ids`` (batch, prompt); ``trained_positions``, as in :class:`DecodingLoop`."""
+    def __init__(self, loop: "DecodingLoop", model: Any, config: GenerationConfig, input_ids: Tensor) -> None:
+        """Args: ``loop``, whose method and settings apply; ``input_ids`` (batch, prompt)."""
         batch, prompt = input_ids.shape
-        self.method, self.model, self.config = method, model, config
-        self.trained_positions = trained_positions
+        self.method = method = loop.method
+        self.model, self.config = model, config
+        self.trained_positions, self.token_types = loop.trained_positions, loop.token_types
         self.recorder = TraceRecorder(batch, method)
         self.steering: Steering | None = None
         self.cache: Any = None
@@ -97,22 +104,25 @@ class Decoding:
     def prefill(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Runs the prompt, prunes (Lite) and makes ready to steer. The first token's logits, (batch, vocabulary)."""
         started = time.perf_counter()
+        if self.method.prune_ratio > 0:
+            check_columns(self.model, f"Lite (prune_ratio={self.method.prune_ratio:g})")
+        video_mask = family_of(self.model).video_mask(self.model, input_ids, self.token_types)
         outputs = prefill(self.model, input_ids, self.config, model_kwargs)
         if self.trained_positions:
             model_kwargs = {**model_kwargs, "position_ids": ending_highest(model_kwargs["position_ids"])}
         logits: Tensor = outputs["logits"][:, -1]
         self.cache = cache = outputs[CACHE]
-        check_cache(cache)
-        video_mask = family_of(self.model).video_mask(self.model, input_ids)
+        check_cache(cache, pruned=self.method.prune_ratio > 0)
         attention_mask = model_kwargs.get("attention_mask")
         if self.method.prune_ratio > 0 and video_mask.any():
             video_mask, attention_mask = prune_video_tokens(cache, video_mask, attention_mask, self.method)
         self.video_tokens = video_mask.sum(dim=1).tolist()
         if self.method.steers and any(self.video_tokens):
-            shift = Shift(last_values(cache), video_mask, self.method)
+            shift = Shift(cache.layers[-1].values, video_mask, self.method)
             self.steering = Steering(Seam(self.model), shift, self.method, video_mask)
         self._kwargs = {**model_kwargs, "attention_mask": attention_mask}
-        if self._compiles():
+        auto = self.method.compile == "auto" and compiles_by_itself(self.model, self._kwargs, self.config)
+        if auto or self.method.compile == "on":
             self._compile(input_ids.new_ones(len(input_ids), int(cache.get_seq_length())))
         self.recorder.add(entropy(logits).to(input_ids.device))
         if logits.device.type == "cuda":
@@ -125,20 +135,15 @@ class Decoding:
         """The logits (batch, vocabulary) of the token after ``input_ids`` (batch, tokens)."""
         self._kwargs = next_model_kwargs(self.model, self.cache, self._kwargs)
         inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **self._kwargs)
-        if self.steering is not None and self.method.is_due(self.recorder.tokens):
-            return self.due(self.steering, inputs, unfinished)
-        logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
-        self.recorder.add(entropy(logits).to(unfinished.device))
-        return logits
-
-    def due(self, steering: Steering, inputs: dict[str, Any], unfinished: Tensor) -> Tensor:
-        """:meth:`next` with an update."""
         recorder = self.recorder
-        recorder.entropies()
+        if self.steering is None or not self.method.is_due(recorder.tokens):
+            logits: Tensor = self._forward(**inputs, return_dict=True).logits[:, -1]
+            recorder.add(entropy(logits).to(unfinished.device))
+            return logits
         coin = self._coins[recorder.tokens] if self._coins else 0.0
         weight = weight_of(recorder.tokens, self.method.ema_decay, self.method.ema_correction)
-        averages = [recorder.ema, recorder.peak, [weight] * recorder.batch, [coin] * recorder.batch]
-        step = steering.step(inputs, averages, unfinished)
+        averages = [*recorder.averages(), [weight] * recorder.batch, [coin] * recorder.batch]
+        step = self.steering.step(inputs, averages, unfinished)
         recorder.add(step.entropy)
         if step.shift is not None:
             recorder.add_update(step._asdict())
@@ -148,12 +153,6 @@ class Decoding:
         """One a sample."""
         return self.recorder.traces(self.video_tokens, self._notes(), self._faults())
 
-    def _compiles(self) -> bool:
-        """Whether this generation's steps are compiled: ``on``, or ``auto`` where transformers itself would."""
-        if self.method.compile == "auto":
-            return compiles_by_itself(self.model, self._kwargs, self.config)
-        return self.method.compile == "on"
-
     def _compile(self, nothing_masked: Tensor) -> None:
         """Args: ``nothing_masked`` (batch, tokens), the mask of a batch without padding."""
         settings = self.config.compile_config
@@ -162,21 +161,27 @@ class Decoding:
             settings = CompileConfig(fullgraph=True, mode=mode)
         self._forward = self.model.get_compiled_call(settings)
         if self.steering is not None:
+            if self.model.device.type == "cpu" and self._has_grouped_experts(self.steering.seam.tail.layer):
+                raise ValueError(
+                    "a due step over grouped experts does not compile on a CPU: set compile=off, or call "
+                    "model.set_experts_implementation('batched_mm')"
+                )
             self.steering.compile(settings)
         if self._kwargs["attention_mask"] is None:
             # Older transformers leave the mask over a static cache to the forward; the due step wants it made.
             self._kwargs["attention_mask"] = nothing_masked
 
+    def _has_grouped_experts(self, layer: Any) -> bool:
+        grouped = "grouped_mm" in self.model.get_experts_implementation().values()
+        return grouped and any(name.endswith("experts") for name, _ in layer.named_modules())
+
     def _notes(self) -> list[str]:
         method = self.method
-        if method.policy == "off":
-            reason = "the policy is off"
-        elif not method.steers:
-            reason = "the learning rate is 0"
-        else:
-            reason = (
-                f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
-            )
+        reason = (
+            f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
+        )
+        if not method.steers:
+            reason = "the policy is off" if method.policy == "off" else "the learning rate is 0"
         return [reason if n else "the prompt has no video tokens" for n in self.video_tokens]
 
     def _faults(self) -> list[str]:
@@ -187,30 +192,24 @@ class Decoding:
         return [fault if sample else "" for sample in broken.tolist()]
 
 
+@dataclass(eq=False)
 class DecodingLoop:
     """One generation's loop: a callable for ``custom_generate``, which leaves its :class:`Trace` list in ``traces``.
 
     Attributes:
-        kind: What makes the forwards.
+        streamer: transformers does not hand it to a callable of one's own, so the object carries it.
+        trained_positions: Whether the prompts' ``position_ids`` are trained ones, and generated tokens go on so.
+        token_types: (batch, prompt), as in :meth:`~lmms_eval_vreason.families.family.Family.video_mask`.
         decoding: Its forwards and its cache, once it runs.
     """
 
-    kind: type[Decoding] = Decoding
-
-    def __init__(
-        self,
-        method: VReason,
-        *,
-        streamer: Any = None,
-        generators: Sequence[torch.Generator] | None = None,
-        trained_positions: bool = False,
-    ) -> None:
-        """``trained_positions``: the prompts' ``position_ids`` are trained ones, and generated tokens go on so."""
-        # transformers does not hand the streamer to a callable of one's own, so the object carries it.
-        self.method, self.streamer, self.generators = method, streamer, generators
-        self.trained_positions = trained_positions
-        self.decoding: Decoding | None = None
-        self.traces: list[Trace] = []
+    method: VReason
+    streamer: Any = None
+    generators: Sequence[torch.Generator] | None = None
+    trained_positions: bool = False
+    token_types: Tensor | None = None
+    decoding: Decoding | None = field(default=None, init=False)
+    traces: list[Trace] = field(default_factory=list, init=False)
 
     def __call__(
         self,
@@ -223,18 +222,17 @@ class DecodingLoop:
     ) -> Tensor:
         """Generates until every sample has stopped. ``input_ids`` (batch, prompt) → (batch, prompt + generated)."""
         choose = Choice(logits_processor, stopping_criteria, generation_config, self.generators, input_ids)
-        decoding = self.decoding = self.kind(
-            self.method, model, generation_config, input_ids, trained_positions=self.trained_positions
-        )
+        decoding = self.decoding = Decoding(self, model, generation_config, input_ids)
         logits = decoding.prefill(input_ids, model_kwargs)
-        while True:
-            input_ids = choose(input_ids, logits)
-            if self.streamer is not None:
-                self.streamer.put(input_ids[:, -1].cpu())
-            # Waits for the device, so that each step's time is its own.
-            if decoding.recorder.chosen(choose.unfinished.tolist()):
-                break
-            logits = decoding.next(input_ids, choose.unfinished)
+        with experts_for_decoding(model):
+            while True:
+                input_ids = choose(input_ids, logits)
+                if self.streamer is not None:
+                    self.streamer.put(input_ids[:, -1].cpu())
+                # Waits for the device, so that each step's time is its own.
+                if decoding.recorder.chosen(choose.unfinished.tolist()):
+                    break
+                logits = decoding.next(input_ids, choose.unfinished)
         if self.streamer is not None:
             self.streamer.end()
         self.traces = decoding.traces()

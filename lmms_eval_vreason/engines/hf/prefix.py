@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from lmms_eval_vreason.engines.hf.upstream import CACHE
+from lmms_eval_vreason.engines.hf.upstream import CACHE, own_positions
+from lmms_eval_vreason.families.family import check_columns, family_of
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 
 
@@ -19,7 +20,7 @@ class Prefix:
 
     Attributes:
         input_ids: (tokens,).
-        position_ids: (3, tokens), the multimodal rotary positions.
+        position_ids: (3, tokens), the multimodal rotary positions; (0, tokens) where positions are plain.
         keys, values: One (1, kv_heads, tokens, head_dim) tensor a layer.
     """
 
@@ -41,14 +42,20 @@ def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -
         inputs: The processor's outputs for one unpadded prompt, (1, tokens), cut where text follows: after the end of
             an image or video.
         positions: As in :func:`~lmms_eval_vreason.engines.hf.generation.generate`.
+
+    Raises:
+        TypeError: A layer keeps no tokens that a prompt could continue from.
     """
+    check_columns(model, "a shared prefix")
     inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    if check_choice(positions) == "trained":
+    family, ids = family_of(model), inputs["input_ids"]
+    if check_choice(positions) == "trained" and family.positions == "trained":
         position_ids = trained_positions(model.config, **inputs)[1:]
     else:
-        position_ids, _ = model.model.get_rope_index(**inputs)
+        position_ids = own_positions(model, inputs) if family.multimodal else ids.new_empty(0, *ids.shape)
+    placed = {"position_ids": position_ids} if family.multimodal else {}
     cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
-    model(**inputs, position_ids=position_ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
+    model(**inputs, **placed, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
     return Prefix(inputs["input_ids"][0], position_ids[:, 0], keys, values)
 
@@ -73,14 +80,14 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
         suffixes: (tokens,) each, at least one token, text only.
 
     Returns:
-        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens) and the cache, which holds the
-        prefixes' columns.
+        input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens), or (batch, tokens) where positions
+        are plain, and the cache, which holds the prefixes' columns.
     """
     if not all(len(suffix) for suffix in suffixes):
         raise ValueError("a prompt ends with its shared prefix: at least one token must follow it")
-    before, after = [], []
+    before, after, axes = [], [], 3 if family_of(model).multimodal else 0
     for prefix, suffix in zip(prefixes, suffixes, strict=True):
-        positions = torch.arange(len(suffix), device=suffix.device).expand(3, -1)
+        positions = torch.arange(len(suffix), device=suffix.device).expand(axes, -1)
         if prefix is None:
             before.append(_columns(suffix[:0], positions[:, :0]))
         else:
@@ -91,16 +98,17 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
     input_ids, attention_mask, *position_ids = torch.cat(sides, dim=1).movedim(2, 0).contiguous()
     first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True))
     text_positions = (attention_mask.cumsum(dim=1) - 1) * attention_mask
+    positions = torch.stack([text_positions, *position_ids])
     return {
         "input_ids": torch.where(attention_mask.bool(), input_ids, first),
         "attention_mask": attention_mask,
-        "position_ids": torch.stack([text_positions, *position_ids]),
+        "position_ids": positions if axes else text_positions,
         CACHE: _cache(model, prefixes, sides[0].shape[1]),
     }
 
 
 def _columns(input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    """(tokens, 5) from (tokens,) and (3, tokens): a token's id, a 1 in the attention mask, its three positions."""
+    """(tokens, 2 + axes) from (tokens,) and (axes, tokens): a token's id, a 1 in the attention mask, its positions."""
     return torch.stack([input_ids, torch.ones_like(input_ids), *position_ids], dim=1)
 
 

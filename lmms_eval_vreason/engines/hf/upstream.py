@@ -6,6 +6,7 @@ it here.
 
 import copy
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any
 
@@ -31,6 +32,29 @@ def prefill(model: Any, input_ids: Tensor, config: GenerationConfig, model_kwarg
     return model._prefill(input_ids, config, model_kwargs)
 
 
+def experts_for_decoding(model: Any) -> AbstractContextManager[None]:
+    """Within it a mixture's experts run as ``generate`` has them after the prefill, which rounds otherwise on a GPU.
+
+    ``_optimize_model_for_decode``: 5.17, 5.20, 5.24.
+    """
+    context: AbstractContextManager[None] = model._optimize_model_for_decode()
+    return context
+
+
+def own_positions(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Multimodal positions of unpadded prompts, (3, batch, tokens), as ``generate`` computes them.
+
+    ``_prepare_position_ids_for_generation``, which leaves its ``rope_deltas`` in the model: 5.17, 5.20, 5.24.
+    """
+    core, ids = model.model, inputs["input_ids"]
+    before = getattr(core, "rope_deltas", None)
+    positions: Tensor = model._prepare_position_ids_for_generation(
+        ids, {"attention_mask": torch.ones_like(ids), **inputs}
+    )
+    core.rope_deltas = before
+    return positions[1:]
+
+
 def next_model_kwargs(model: Any, cache: Cache, model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """``model_kwargs`` for the token after this one. ``_update_model_kwargs_for_generation``: 5.17, 5.20, 5.24."""
     outputs: Any = BaseModelOutputWithPast
@@ -47,11 +71,6 @@ def pad_token(config: Any) -> Tensor:
     """The padding token as ``generate`` has prepared it. ``_pad_token_tensor``: 5.17, 5.20, 5.24."""
     token: Tensor = config._pad_token_tensor
     return token
-
-
-def attention_name(config: Any) -> str:
-    """``sdpa``, ``eager``, ``flash_attention_2``, … ``_attn_implementation``: 5.17, 5.20, 5.24."""
-    return str(config._attn_implementation)
 
 
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:

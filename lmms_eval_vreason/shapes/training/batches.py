@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from torch.nn.utils.rnn import pad_sequence
 
-from lmms_eval_vreason.shapes.questions import KINDS, NOTES, SceneQuestion, ask
+from lmms_eval_vreason.shapes.questions import KINDS, SceneQuestion, ask
 from lmms_eval_vreason.shapes.render import render, sampled
 from lmms_eval_vreason.shapes.vocabulary import COLOURS, COLUMNS, DIRECTIONS, LETTERS, NUMBERS, ROWS, SHAPES, words
 from lmms_eval_vreason.shapes.world import MOMENTS, RECIPES, SIDE, Scene, make_scene
@@ -19,11 +19,8 @@ _RECIPE_SHARES = (0.3, 0.25, 0.25, 0.2)  # move, race, order, vanish
 _DIRECT_SHARE = 0.08
 _PIXEL_NOISE = 4.0  # standard deviation in grey levels: about what H.264 adds
 _IGNORED = -100
-_NARRATED = 2  # how often a narration goes through all things
-_FARTHEST = 80  # positions between a clip and its narration, at most
-# What a note says that is read off the clip, and what follows from what it has read.
-_DERIVED = (*NUMBERS, "none", "stays", "moves")
-_READINGS = (*SHAPES, *ROWS, *COLUMNS, *_DERIVED, "gone")
+# What follows from the words before it: in a path, and in a count.
+_DERIVED = {"more": (*NUMBERS, "none", "stays", "moves", "hops"), "count": NUMBERS}
 
 
 @dataclass(frozen=True)
@@ -31,20 +28,19 @@ class Segments:
     """Token rows that follow a shared prefix, right-padded.
 
     ``ids`` and ``labels`` are ``(rows, tokens)``, labels -100 where nothing is to be learnt; ``clip`` is each row's
-    clip, ``gap`` the number of positions between the prefix and the row.
+    clip.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     clip: torch.Tensor
-    gap: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pixels of some clips as the processor gives them, and the segments asked about them in groups of like length.
 
-    ``names``: the words for what each video token shows, ``(clips * video tokens, 5)`` ids; see :func:`name_cells`.
+    ``names``: what each video token shows, ``(clips * video tokens, 5)`` places in :data:`NAME_SETS`.
     """
 
     pixel_values: torch.Tensor
@@ -69,13 +65,13 @@ class Layout:
         before = before.replace(processor.video_token, processor.video_token * tokens)
         self.prefix = torch.tensor(processor.tokenizer(before)["input_ids"])
 
-    def encode_videos(self, clips: list[np.ndarray]) -> BatchFeature:
-        inputs: BatchFeature = self.processor.video_processor(
+    def encode_videos(self, clips: list[np.ndarray]) -> Any:
+        """The processor's inputs for clips of ``(8, 84, 84, 3)`` each."""
+        return self.processor.video_processor(
             videos=[torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips],
             do_sample_frames=False,
             return_tensors="pt",
         )
-        return inputs
 
     def segment(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Ids and labels of one prompt and response, ended by ``<|im_end|>``."""
@@ -85,21 +81,16 @@ class Layout:
         return asked + said, [_IGNORED] * len(asked) + said
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """One of :class:`Segments`, before padding."""
-
-    ids: list[int]
-    labels: list[int]
-    clip: int = 0
-    gap: int = 0
+_Row = tuple[list[int], list[int], int]  # ids, labels and clip of one row of :class:`Segments`
 
 
-def _pad(rows: Sequence[_Segment], pad: int) -> Segments:
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows])
-    labels = torch.tensor([row.labels + [_IGNORED] * (longest - len(row.labels)) for row in rows])
-    return Segments(ids, labels, torch.tensor([row.clip for row in rows]), torch.tensor([row.gap for row in rows]))
+def _pad(rows: Sequence[_Row], pad: int) -> Segments:
+    ids, labels, clips = zip(*rows, strict=True)
+
+    def tensor(column: Sequence[list[int]], filler: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row) for row in column], batch_first=True, padding_value=filler)
+
+    return Segments(tensor(ids, pad), tensor(labels, _IGNORED), torch.tensor(clips))
 
 
 def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int) -> list[SceneQuestion]:
@@ -116,13 +107,14 @@ def questions_on(scene: Scene, recipe: str, rng: np.random.Generator, most: int)
 NAME_SETS = ((*COLOURS, "nothing"), (*SHAPES, "nothing"), ROWS, COLUMNS, NUMBERS[:MOMENTS])
 
 
-def name_cells(scene: Scene) -> list[tuple[str, ...]]:
+def name_cells(scene: Scene) -> list[list[int]]:
     """For each video token in order: the colour and shape of what its cell shows, its row, column and moment."""
-    named: list[tuple[str, ...]] = []
+    named = []
     for moment, row, column in np.ndindex(MOMENTS, SIDE, SIDE):
         seen = [thing for thing in scene.things if thing.cells[moment] == (row, column)]
         what = (seen[0].colour, seen[0].shape) if seen else ("nothing", "nothing")
-        named.append((*what, ROWS[row], COLUMNS[column], NUMBERS[moment]))
+        words_ = (*what, ROWS[row], COLUMNS[column], NUMBERS[moment])
+        named.append([names.index(word) for names, word in zip(NAME_SETS, words_, strict=True)])
     return named
 
 
@@ -132,51 +124,28 @@ def _ids(tokenizer: Any, words_: tuple[str, ...]) -> set[int]:
     return {ids[0] for ids in tokenizer([f" {word}" for word in words_])["input_ids"]}
 
 
-def _only(ids: list[int], wanted: set[int]) -> list[int]:
-    return [token if token in wanted else _IGNORED for token in ids]
-
-
-def _narration(layout: Layout, rng: np.random.Generator, scene: Scene, clip: int) -> _Segment:
-    """Notes on all things of a clip, in random order and of random style; only what is read off the clip is learnt.
-
-    A question's chain of thought reads the clip a few times; a narration does nothing else and teaches it sooner.
-    The gap puts it as far from the clip as a prompt would.
-    """
-    tokenizer = layout.processor.tokenizer
-    styles = [note for note, suits in NOTES if suits(scene)]
-    notes = []
-    for _ in range(_NARRATED):
-        note = styles[rng.integers(len(styles))]
-        notes += [note(scene.things[index]) for index in rng.permutation(len(scene.things))]
-    ids = tokenizer(" " + ", ".join(notes))["input_ids"]
-    return _Segment(ids, _only(ids, _ids(tokenizer, _READINGS)), clip, int(rng.integers(_FARTHEST)))
-
-
-def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3, narrated: bool) -> Batch:
-    """A batch of training clips, three questions or two and a narration each, in ``groups`` of like length."""
+def video_batch(layout: Layout, rng: np.random.Generator, clips: int, *, groups: int = 3) -> Batch:
+    """A batch of training clips of any haze, three questions each, in ``groups`` of like length."""
     frames, rows, names = [], [], []
     for clip in range(clips):
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
         scene = make_scene(rng, recipe, "train")
-        pixels = render(scene, rng).astype(np.float32)
+        pixels = render(scene, rng, float(rng.random())).astype(np.float32)
         pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * _PIXEL_NOISE
         frames.append(sampled(pixels.clip(0, 255).astype(np.uint8)))
         names += name_cells(scene)
-        for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP - narrated):
+        for question in questions_on(scene, recipe, rng, QUESTIONS_A_CLIP):
             direct = bool(rng.random() < _DIRECT_SHARE)
             ids, labels = layout.segment(question.prompt(direct=direct), question.response(direct=direct))
-            rows.append(_Segment(ids, labels, clip))
-        if narrated:
-            rows.append(_narration(layout, rng, scene, clip))
-    rows.sort(key=lambda row: len(row.ids))
+            rows.append((ids, labels, clip))
+    rows.sort(key=lambda row: len(row[0]))
     size = -(-len(rows) // groups)
-    tokenizer = layout.processor.tokenizer
-    videos = layout.encode_videos(frames)
+    pad, videos = layout.processor.tokenizer.pad_token_id, layout.encode_videos(frames)
     return Batch(
         videos["pixel_values_videos"],
         videos["video_grid_thw"],
-        [_pad(rows[start : start + size], tokenizer.pad_token_id) for start in range(0, len(rows), size)],
-        torch.tensor(tokenizer([" " + " ".join(named) for named in names])["input_ids"]),
+        [_pad(rows[start : start + size], pad) for start in range(0, len(rows), size)],
+        torch.tensor(names),
     )
 
 
@@ -184,27 +153,29 @@ _OPTION_WORDS = [*COLOURS, *SHAPES, *DIRECTIONS, *NUMBERS[1:5]]
 _OTHER_WORDS = [word for word in words() if word not in (*_OPTION_WORDS, *LETTERS)]
 
 
-def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -> _Segment:
+def _look_ups(tokenizer: Any, rng: np.random.Generator, vocabulary: list[str]) -> _Row:
     """Four lettered options, then twelve times one of them and its letter; only the letters are to be predicted."""
     options = [vocabulary[index] for index in rng.choice(len(vocabulary), size=len(LETTERS), replace=False)]
     marked = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
     said = "".join(f" {options[index]} {LETTERS[index]}" for index in rng.integers(len(LETTERS), size=12))
     ids = tokenizer(f"{marked}\n{said}")["input_ids"]
-    return _Segment(ids, _only(ids, _ids(tokenizer, LETTERS)))
+    letters = _ids(tokenizer, LETTERS)
+    return ids, [token if token in letters else _IGNORED for token in ids], 0
 
 
-def _conclusion(layout: Layout, rng: np.random.Generator) -> _Segment:
+def _conclusion(layout: Layout, rng: np.random.Generator) -> _Row:
     """A question with its chain of thought but no clip; only what follows from the notes is to be predicted."""
-    tokenizer, question = layout.processor.tokenizer, None
-    while question is None:
+    tokenizer, questions = layout.processor.tokenizer, list[SceneQuestion]()
+    while not questions:
         recipe = str(rng.choice(RECIPES, p=_RECIPE_SHARES))
-        scene = make_scene(rng, recipe, "train")
-        question = next(iter(questions_on(scene, recipe, rng, 1)), None)
+        questions = questions_on(make_scene(rng, recipe, "train"), recipe, rng, QUESTIONS_A_CLIP)
+    question = questions[rng.integers(len(questions))]
     ids, labels = layout.segment(question.prompt(), question.response())
-    end = ids.index(tokenizer(".")["input_ids"][0], next(at for at, label in enumerate(labels) if label != _IGNORED))
-    derived = _ids(tokenizer, _DERIVED) if question.kind == "more" else set()
+    (stop,) = tokenizer(".")["input_ids"]
+    end = max(at for at, token in enumerate(ids) if token == stop)
+    derived = _ids(tokenizer, _DERIVED[question.kind]) if question.kind in _DERIVED else set()
     given = (at < end and token not in derived for at, token in enumerate(ids))
-    return _Segment(ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)])
+    return ids, [_IGNORED if hidden else label for hidden, label in zip(given, labels, strict=True)], 0
 
 
 def drill_batch(layout: Layout, rng: np.random.Generator, rows: int, *, conclusions: bool) -> Segments:

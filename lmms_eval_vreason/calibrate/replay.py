@@ -99,7 +99,8 @@ def replay(
     Raises:
         RuntimeError: ``generate`` did not choose these tokens: its stopping criteria are not those of the answers.
     """
-    longest = max(map(len, answers))
+    lengths = [len(answer) for answer in answers]
+    longest = max(lengths)
     tokens = torch.tensor([answer + [0] * (longest - len(answer)) for answer in answers], device=model.device)
     teacher = Teacher(tokens, base)
     processors = LogitsProcessorList([*settings.pop("logits_processor", ()), teacher])
@@ -109,9 +110,6 @@ def replay(
     rows = zip(result.sequences[:, start:].tolist(), result.traces, strict=True)
     if [row[: len(trace.entropy)] for row, trace in rows] != list(answers):
         raise RuntimeError("the replay did not choose the tokens that it was given")
-
-    def ragged(noted: list[Tensor]) -> list[list[Any]]:
-        rows = torch.stack(noted, dim=1).tolist()
-        return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]
-
-    return Replayed(ragged(teacher.entropy), ragged(teacher.kl), ragged(teacher.changed), result.traces)
+    noted = {name: torch.stack(getattr(teacher, name), dim=1).tolist() for name in ("entropy", "kl", "changed")}
+    numbers = {name: [row[:length] for row, length in zip(rows, lengths, strict=True)] for name, rows in noted.items()}
+    return Replayed(**numbers, traces=result.traces)

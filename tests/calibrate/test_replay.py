@@ -7,7 +7,7 @@ from torch.nn.functional import kl_div
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lmms_eval_vreason import VReason, generate
-from lmms_eval_vreason.engines.hf.replay import Prompts, replay
+from lmms_eval_vreason.calibrate.replay import Prompts, replay
 
 OFF = VReason(policy="off")
 STRONG = VReason.preset("strong", policy="minimize", min_entropy=1e-4)

@@ -1,4 +1,4 @@
-"""The tables of ``docs/arguments.md``, made from the options themselves."""
+"""Prints the tables of ``docs/arguments.md``, made from the options themselves: ``python docs/make_arguments.py``."""
 
 import inspect
 import re
@@ -72,3 +72,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "`on`" if value else "`off`"
     return "none" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    print(tables(), end="")
