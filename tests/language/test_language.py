@@ -177,7 +177,7 @@ def test_free_running_texts_show_the_same_signs_until_they_differ(rig, inputs, r
     changes = []
     for ours, theirs, trace, was in zip(answers, replay.answers, traces, replay.base["entropy"], strict=True):
         same = [a == b for a, b in zip(ours, theirs, strict=False)]
-        until = same.index(False) if False in same else len(same)
+        until = same.index(False) + 1 if False in same else len(same)
         chosen_from = trace.entropy + np.nan_to_num(trace.entropy_change)
-        changes.append(chosen_from[: until + 1] - was[: until + 1])
+        changes.append(chosen_from[:until] - was[:until])
     assert sign * np.concatenate(changes).mean() > 0.02
