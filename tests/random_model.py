@@ -48,6 +48,25 @@ CLASSES = {
 FAMILIES = tuple(CLASSES)
 
 
+def text_config(layers: int, **more) -> dict:
+    """A text config; ``initializer_range`` gives next-token entropies of about 0.5 to 4 nats."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": END,
+        "pad_token_id": PAD,
+        "initializer_range": 0.25,
+        **more,
+    }
+
+
 def random_model(
     *,
     layers: int = 3,
@@ -59,21 +78,9 @@ def random_model(
     """A model whose next-token entropies spread over about 0.5 to 4 nats, so that every policy has something to do."""
     config_class, model_class = CLASSES[family]
     config = config_class(
-        text_config={
-            "vocab_size": VOCABULARY,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
-            "tie_word_embeddings": False,
-            "bos_token_id": None,
-            "eos_token_id": END,
-            "pad_token_id": PAD,
-            "initializer_range": 0.25,
-        },
+        text_config=text_config(
+            layers, rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}
+        ),
         vision_config=VISION[family],
         video_token_id=VIDEO,
         image_token_id=IMAGE,

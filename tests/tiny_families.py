@@ -7,7 +7,6 @@ import torch
 import transformers
 from family_videos import (
     AUDIO,
-    END,
     FRAME_START,
     FRAME_STOP,
     IMAGE,
@@ -29,8 +28,8 @@ from family_videos import (
     smolvlm,
     video_llama,
 )
+from random_model import text_config
 
-VOCABULARY = 96
 PLACEHOLDERS = {"video_token_id": VIDEO, "image_token_id": IMAGE}
 INDICES = {"video_token_index": VIDEO, "image_token_index": IMAGE}
 MARKS = {"vision_start_token_id": START, "vision_end_token_id": STOP}
@@ -66,23 +65,8 @@ class Tiny:
 
 
 def text(model_type: str, layers: int, **more) -> dict:
-    """A text config; ``initializer_range`` gives next-token entropies of about 0.5 to 4 nats."""
-    return {
-        "model_type": model_type,
-        "vocab_size": VOCABULARY,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": END,
-        "pad_token_id": PAD,
-        "initializer_range": 0.25,
-        **more,
-    }
+    """:func:`random_model.text_config` with the model type, which not all classes know by themselves."""
+    return {"model_type": model_type, **text_config(layers, **more)}
 
 
 def rotary(**more) -> dict:

@@ -81,12 +81,14 @@ GROUPS: dict[str, type[OptionGroup]] = {
     "thinking": ThinkingOptions,
     "run": RunOptions,
 }
+# The method's arguments, which VReason checks itself.
+METHOD_NAMES = ("preset", *(field.name for field in fields(VReason)))
 
 
 def argument_names() -> list[str]:
     """Every name that ``--model_args`` may hold."""
     groups = [name for group in GROUPS.values() for name in group.model_fields]
-    return [*groups, "preset", *(field.name for field in fields(VReason))]
+    return [*groups, *METHOD_NAMES]
 
 
 def parse_options(arguments: Mapping[str, Any]) -> Options:

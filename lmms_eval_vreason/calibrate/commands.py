@@ -25,7 +25,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from lmms_eval_vreason.adapter.options import parse_options
     from lmms_eval_vreason.calibrate import tables
     from lmms_eval_vreason.calibrate.requests import first_requests
-    from lmms_eval_vreason.calibrate.settings import read_settings, spelled
+    from lmms_eval_vreason.calibrate.settings import as_model_args, read_settings
     from lmms_eval_vreason.report.figures import save
 
     for name in ("limit", "batch_size", "max_new_tokens"):
@@ -51,6 +51,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     print(tables.as_text(rows))
     best = tables.recommended(rows, {name: method.policy for name, method in methods.items()})
     print(f"\n{tables.RULE}")
-    print(f"{best}: --model_args {spelled(arguments[best])}" if best else "No setting is within these bounds.")
+    print(f"{best}: --model_args {as_model_args(arguments[best])}" if best else "No setting is within these bounds.")
     print(f"wrote {args.output / 'table.csv'}, {image}")
     return 0

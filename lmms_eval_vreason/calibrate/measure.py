@@ -57,10 +57,8 @@ class AnsweredBatch:
         self._prompts = Prompts.of(self.model, inputs, self.setup.positions)
         self._base: list[Tensor] = []
         prompts, settings = self._arguments()
-        start = prompts["input_ids"].shape[1]
         result = self.setup.method.generate(self.model, **prompts, **settings)
-        rows = zip(result.sequences[:, start:].tolist(), result.traces, strict=True)
-        self.answers: list[list[int]] = [row[: len(trace.entropy)] for row, trace in rows]
+        self.answers: list[list[int]] = result.new_tokens(prompts["input_ids"].shape[1])
 
     def warm_up(self, method: VReason) -> None:
         """A few tokens: a process' first steps under a setting are slow, and are not its cost."""

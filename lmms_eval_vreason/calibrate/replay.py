@@ -106,9 +106,7 @@ def replay(
     processors = LogitsProcessorList([*settings.pop("logits_processor", ()), teacher])
     settings |= {"max_new_tokens": longest, "logits_processor": processors}
     result = generate(model, method, **inputs, **settings)
-    start = inputs["input_ids"].shape[1]
-    rows = zip(result.sequences[:, start:].tolist(), result.traces, strict=True)
-    if [row[: len(trace.entropy)] for row, trace in rows] != list(answers):
+    if result.new_tokens(inputs["input_ids"].shape[1]) != list(answers):
         raise RuntimeError("the replay did not choose the tokens that it was given")
     noted = {name: torch.stack(getattr(teacher, name), dim=1).tolist() for name in ("entropy", "kl", "changed")}
     numbers = {name: [row[:length] for row, length in zip(rows, lengths, strict=True)] for name, rows in noted.items()}

@@ -1,13 +1,12 @@
 """The settings that are compared: a small grid, or a user's YAML file."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lmms_eval_vreason.method.config import VReason
+from lmms_eval_vreason.adapter.options import METHOD_NAMES
 
 GRID: dict[str, dict[str, Any]] = {
     **{name: {"preset": name, "policy": "switch"} for name in ("gentle", "default", "strong")},
@@ -18,7 +17,6 @@ GRID: dict[str, dict[str, Any]] = {
     },
     "default, random": {"preset": "default", "policy": "random"},
 }
-NAMES = ("preset", *(field.name for field in fields(VReason)))
 
 
 def read_settings(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -37,11 +35,13 @@ def read_settings(path: Path | None) -> dict[str, dict[str, Any]]:
     if not isinstance(given, dict) or not given or not all(isinstance(each, dict) for each in given.values()):
         raise ValueError(f"--settings {path}: write a line a setting, such as  mine: {{preset: strong, norm: token}}")
     for name, arguments in given.items():
-        if unknown := [argument for argument in arguments if argument not in NAMES]:
-            raise ValueError(f"--settings {path}: {name} has {unknown[0]!r}, which is not one of {', '.join(NAMES)}")
+        if unknown := [argument for argument in arguments if argument not in METHOD_NAMES]:
+            raise ValueError(
+                f"--settings {path}: {name} has {unknown[0]!r}, which is not one of {', '.join(METHOD_NAMES)}"
+            )
     return {str(name): arguments for name, arguments in given.items()}
 
 
-def spelled(arguments: Mapping[str, Any]) -> str:
+def as_model_args(arguments: Mapping[str, Any]) -> str:
     """Arguments as ``--model_args`` takes them."""
     return ",".join(f"{name}={value}" for name, value in arguments.items())

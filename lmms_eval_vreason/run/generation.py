@@ -120,8 +120,7 @@ class Generator:
         shares = {name: value / len(samples) for name, value in seconds.items()}
         peak = torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else None
         completions = []
-        for row, trace in enumerate(result.traces):
-            ids = result.sequences[row, prompt_length : prompt_length + len(trace.entropy)].tolist()
+        for row, (ids, trace) in enumerate(zip(result.new_tokens(prompt_length), result.traces, strict=True)):
             counts = lengths[row], inputs.prefilled_tokens[row]
             texts = [call.tokenizer.decode([token]) for token in ids]
             completions.append(Completion(call.outcome(row, ids), texts, *counts, trace, dict(shares), peak))

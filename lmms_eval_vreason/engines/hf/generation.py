@@ -46,6 +46,15 @@ class Generation:
     sequences: Tensor
     traces: list[Trace]
 
+    def new_tokens(self, prompt_length: int) -> list[list[int]]:
+        """Each sample's generated tokens, the end token included and the padding after it not.
+
+        Args:
+            prompt_length: Tokens before the first generated one, padding included.
+        """
+        rows = zip(self.sequences[:, prompt_length:].tolist(), self.traces, strict=True)
+        return [row[: len(trace.entropy)] for row, trace in rows]
+
 
 def generate(
     model: PreTrainedModel,
