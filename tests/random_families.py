@@ -66,7 +66,7 @@ def plain_inputs(family: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def begun(family, each, words):
     """The arguments of ``prefill``: all but the last ``words`` of a prompt."""
-    whole = plain_inputs(family, family_batch(family, [each]))
+    whole = family_batch(family, [each])
     return {name: value[:, :-words] if name in SEQUENCES else value for name, value in whole.items()}
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+
+TOKEN_TYPES = "mm_token_type_ids"
 
 # What a model does to its head's output, by the setting of its text config that asks for it:
 # (logits, setting) → logits, and (those logits, setting) → its derivative.
@@ -28,11 +31,14 @@ class Family:
             whatever ``position_ids`` say.
         own_video_token: Whether the config's ``video_token_id`` stands for video. Otherwise videos and images share
             ``image_token_id``, and only ``mm_token_type_ids`` tell them apart.
+        open_end: Why a prompt cannot be cut after its last video, with the tokens on both sides the same as in one
+            piece; empty where it can.
     """
 
     model_type: str
     positions: Literal["trained", "multimodal", "plain", "columns"] = "plain"
     own_video_token: bool = True
+    open_end: str = ""
 
     @property
     def multimodal(self) -> bool:
@@ -72,9 +78,9 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3_5_moe", "multimodal"),
         Family("glm4v", "multimodal", own_video_token=False),
         Family("internvl", own_video_token=False),
-        Family("smolvlm", own_video_token=False),
+        Family("smolvlm", own_video_token=False, open_end="its processor ends a video with text, which tokens may join"),
         Family("llava_onevision"),
-        Family("llava_next_video"),
+        Family("llava_next_video", open_end="its tokenizer marks the first word of a text"),
         Family("video_llama_3"),
         Family("perception_lm"),
         Family("gemma4"),
@@ -149,6 +155,22 @@ def check_columns(model: Any, feature: str) -> None:
         raise TypeError(f"{feature} needs the keys and values of every token in every layer: this model has {others}")
     if family.positions == "columns":
         raise TypeError(f"{feature} moves tokens in the cache, whose columns a {family.model_type} model counts")
+
+
+def take_token_types(model: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """``mm_token_type_ids`` among ``kwargs``, from which they are taken where the model's forward does not know them."""
+    known = TOKEN_TYPES in signature(model.forward).parameters
+    types: Tensor | None = kwargs.get(TOKEN_TYPES) if known else kwargs.pop(TOKEN_TYPES, None)
+    return types
+
+
+def why_not_shared(model: Any) -> str:
+    """Why several prompts of ``model`` cannot share the prefill of their prefix; empty where they can."""
+    try:
+        check_columns(model, "a shared prefix")
+    except TypeError as error:
+        return str(error)
+    return family_of(model).open_end
 
 
 def _kinds(model: Any) -> list[str]:

@@ -232,9 +232,7 @@ def test_a_shared_prefix_or_its_refusal(family, model):
     settings = {"max_new_tokens": 5, "eos_token_id": None}
     for method in (VReason(policy="off"), METHOD):
         inputs = continued(model, own, suffixes)
-        types = torch.zeros_like(inputs["input_ids"])
-        types[inputs["attention_mask"].bool()] = torch.tensor([kind for each in asked for kind in each["types"]])
-        shared = method.generate(model, **inputs, mm_token_type_ids=types, **settings)
+        shared = method.generate(model, **inputs, **settings)
         alone = method.generate(model, **family_batch(family, asked), **settings)
         assert torch.equal(shared.sequences[:, -5:], alone.sequences[:, -5:])
         for ours, theirs in zip(shared.traces, alone.traces, strict=True):

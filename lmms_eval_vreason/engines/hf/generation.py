@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from lmms_eval_vreason.engines.hf.cache import copy_cache, static_cache
 from lmms_eval_vreason.engines.hf.loop import DecodingLoop
 from lmms_eval_vreason.engines.hf.upstream import CACHE, renamed_cache
-from lmms_eval_vreason.families.family import family_of
+from lmms_eval_vreason.families.family import family_of, take_token_types
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.trace import Trace
@@ -88,7 +87,8 @@ def generate(
     kwargs = renamed_cache(kwargs)
     check_call(model, generation_config, kwargs)
     loop = DecodingLoop(method, streamer=streamer, generators=generators)
-    loop.trained_positions, loop.token_types = _add_trained_positions(model, positions, kwargs), _types(model, kwargs)
+    loop.trained_positions = _add_trained_positions(model, positions, kwargs)
+    loop.token_types = take_token_types(model, kwargs)
     config = _with_stop_criteria(generation_config, tokenizer, kwargs)
     if method.compile == "on":
         kwargs[CACHE] = _static_cache(model, config, kwargs)
@@ -145,13 +145,6 @@ def _add_trained_positions(model: PreTrainedModel, positions: str, kwargs: dict[
         raise ValueError("a prompt begins with padding that nothing masks: pass attention_mask")
     kwargs["position_ids"] = trained_positions(model.config, **kwargs)
     return True
-
-
-def _types(model: PreTrainedModel, kwargs: dict[str, Any]) -> Tensor | None:
-    """``mm_token_type_ids``, which leave ``kwargs`` where the model itself does not take them."""
-    name = "mm_token_type_ids"
-    types: Tensor | None = kwargs.get(name) if name in signature(model.forward).parameters else kwargs.pop(name, None)
-    return types
 
 
 def _static_cache(model: PreTrainedModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> Cache:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.upstream import CACHE, own_positions
-from lmms_eval_vreason.families.family import check_columns, family_of
+from lmms_eval_vreason.families.family import TOKEN_TYPES, check_columns, family_of, take_token_types
 from lmms_eval_vreason.families.positions import check_choice, trained_positions
 
 
@@ -21,11 +21,13 @@ class Prefix:
     Attributes:
         input_ids: (tokens,).
         position_ids: (3, tokens), the multimodal rotary positions; (0, tokens) where positions are plain.
+        token_types: (tokens,), ``mm_token_type_ids``; zeros where the processor gives none.
         keys, values: One (1, kv_heads, tokens, head_dim) tensor a layer.
     """
 
     input_ids: Tensor
     position_ids: Tensor
+    token_types: Tensor
     keys: list[Tensor]
     values: list[Tensor]
 
@@ -48,7 +50,7 @@ def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -
     """
     check_columns(model, "a shared prefix")
     inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    family, ids = family_of(model), inputs["input_ids"]
+    family, ids, types = family_of(model), inputs["input_ids"], take_token_types(model, inputs)
     if check_choice(positions) == "trained" and family.positions == "trained":
         position_ids = trained_positions(model.config, **inputs)[1:]
     else:
@@ -57,7 +59,7 @@ def prefill(model: Any, inputs: dict[str, Tensor], positions: str = "trained") -
     cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     model(**inputs, **placed, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-    return Prefix(inputs["input_ids"][0], position_ids[:, 0], keys, values)
+    return Prefix(ids[0], position_ids[:, 0], (torch.zeros_like(ids) if types is None else types)[0], keys, values)
 
 
 def prefix_bytes(model: PreTrainedModel, tokens: int) -> int:
@@ -81,21 +83,23 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
 
     Returns:
         input_ids, attention_mask (batch, tokens), position_ids (4, batch, tokens), or (batch, tokens) where positions
-        are plain, and the cache, which holds the prefixes' columns.
+        are plain, the cache, which holds the prefixes' columns, and mm_token_type_ids where the family needs them.
     """
     if not all(len(suffix) for suffix in suffixes):
         raise ValueError("a prompt ends with its shared prefix: at least one token must follow it")
-    before, after, axes = [], [], 3 if family_of(model).multimodal else 0
+    family = family_of(model)
+    before, after, axes = [], [], 3 if family.multimodal else 0
     for prefix, suffix in zip(prefixes, suffixes, strict=True):
         positions = torch.arange(len(suffix), device=suffix.device).expand(axes, -1)
+        text = torch.zeros_like(suffix)
         if prefix is None:
-            before.append(_columns(suffix[:0], positions[:, :0]))
+            before.append(_columns(suffix[:0], text[:0], positions[:, :0]))
         else:
-            before.append(_columns(prefix.input_ids, prefix.position_ids))
+            before.append(_columns(prefix.input_ids, prefix.token_types, prefix.position_ids))
             positions = positions + prefix.position_ids[:, -1:] + 1
-        after.append(_columns(suffix, positions))
+        after.append(_columns(suffix, text, positions))
     sides = [pad_sequence(rows, batch_first=True, padding_side="left") for rows in (before, after)]
-    input_ids, attention_mask, *position_ids = torch.cat(sides, dim=1).movedim(2, 0).contiguous()
+    input_ids, attention_mask, types, *position_ids = torch.cat(sides, dim=1).movedim(2, 0).contiguous()
     first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True))
     text_positions = (attention_mask.cumsum(dim=1) - 1) * attention_mask
     positions = torch.stack([text_positions, *position_ids])
@@ -104,12 +108,13 @@ def continued(model: PreTrainedModel, prefixes: Sequence[Prefix | None], suffixe
         "attention_mask": attention_mask,
         "position_ids": positions if axes else text_positions,
         CACHE: _cache(model, prefixes, sides[0].shape[1]),
+        **({} if family.own_video_token else {TOKEN_TYPES: types}),
     }
 
 
-def _columns(input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    """(tokens, 2 + axes) from (tokens,) and (axes, tokens): a token's id, a 1 in the attention mask, its positions."""
-    return torch.stack([input_ids, torch.ones_like(input_ids), *position_ids], dim=1)
+def _columns(input_ids: Tensor, token_types: Tensor, position_ids: Tensor) -> Tensor:
+    """(tokens, 3 + axes) from (tokens,) twice and (axes, tokens): id, a 1 in the attention mask, type, positions."""
+    return torch.stack([input_ids, torch.ones_like(input_ids), token_types, *position_ids], dim=1)
 
 
 def _cache(model: PreTrainedModel, prefixes: Sequence[Prefix | None], longest: int) -> DynamicCache:
