@@ -64,7 +64,7 @@ def model_arguments(text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def exit_on_failure() -> Iterator[None]:
+def exit_on_failure(model_id: str) -> Iterator[None]:
     """Within lmms-eval's command, ends the process with code 1 and one line where an exception would be swallowed.
 
     A user's mistake (ValueError) is that line alone; anything else also shows where it came from. A program that
@@ -77,7 +77,7 @@ def exit_on_failure() -> Iterator[None]:
             raise
         if not isinstance(error, ValueError):
             sys.excepthook(type(error), error, error.__traceback__)
-        raise SystemExit(f"qwen2_5_vl_vreason: {error}") from error
+        raise SystemExit(f"{model_id}: {error}") from error
 
 
 @contextmanager

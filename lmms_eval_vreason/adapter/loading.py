@@ -7,11 +7,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
-from lmms_eval_vreason.adapter.options import ModelOptions
+from lmms_eval_vreason.adapter.kinds import KINDS, Kind, kind_for
+from lmms_eval_vreason.adapter.options import ModelOptions, Options
+from lmms_eval_vreason.families.family import FAMILIES, family_of
 from lmms_eval_vreason.journal.files import file_identity
 from lmms_eval_vreason.media.options import VideoOptions
+from lmms_eval_vreason.media.rule import FrameRule
+from lmms_eval_vreason.run.inputs import PromptProcessor
 
 DEFAULTS_FILE = "vreason.json"
 _IDENTIFYING = {".safetensors", ".json", ".jinja", ".txt", ".model"}
@@ -23,22 +33,24 @@ class Checkpoint:
 
     Attributes:
         source: A folder, or a name on the hub.
+        config: Its config, of the part that is run.
         revision: The hub's revision that was asked for.
         identity: What tells this checkpoint from others: the hub's commit, or its files' sizes and times of change.
         video: Video options that it brings along, in place of the defaults (``vreason.json``).
     """
 
     source: str
+    config: Any
     revision: str | None
     identity: list[Any]
     video: dict[str, Any]
 
 
-def find_checkpoint(options: ModelOptions) -> Checkpoint:
+def find_checkpoint(options: ModelOptions, kind: Kind = KINDS["qwen2_5_vl_vreason"]) -> Checkpoint:
     """Finds ``pretrained`` and reads its config, before anything heavy is loaded.
 
     Raises:
-        ValueError: It does not exist, cannot be reached, or is not a Qwen2.5-VL checkpoint.
+        ValueError: It does not exist, cannot be reached, or is of another kind than ``kind``.
     """
     source = options.pretrained
     if source == "shapes":
@@ -52,10 +64,9 @@ def find_checkpoint(options: ModelOptions) -> Checkpoint:
             f"pretrained={options.pretrained!r} is neither a folder with a checkpoint nor a model that can be fetched "
             f"({str(error).splitlines()[0]})"
         ) from error
-    if config.model_type != "qwen2_5_vl":
+    if config.model_type not in kind.model_types:
         raise ValueError(
-            f"pretrained={options.pretrained!r} is a {config.model_type} checkpoint: this class runs Qwen2.5-VL, give "
-            "one of its checkpoints, such as Qwen/Qwen2.5-VL-7B-Instruct"
+            f"pretrained={options.pretrained!r} is a {config.model_type} checkpoint: {_mend(config, kind)}"
         )
     folder = Path(source)
     if not folder.is_dir():
@@ -66,7 +77,18 @@ def find_checkpoint(options: ModelOptions) -> Checkpoint:
         identity = [file_identity(str(path.resolve())) for path in files]
     else:
         raise ValueError(f"pretrained={options.pretrained!r} holds no .safetensors weights: convert them first")
-    return Checkpoint(source, options.revision, identity, video_defaults(folder))
+    if config.model_type == "qwen2_5_omni":
+        config = config.thinker_config
+    return Checkpoint(source, config, options.revision, identity, video_defaults(folder))
+
+
+def _mend(config: Any, kind: Kind) -> str:
+    other = kind_for(config.model_type)
+    if other is not None:
+        return f"run it with --model {other.model_id}"
+    if config.model_type in FAMILIES:
+        return "no model class runs it, but lmms_eval_vreason.generate steers it from Python"
+    return f"this class runs {', '.join(kind.model_types)} checkpoints, such as {kind.pretrained}"
 
 
 def video_defaults(folder: Path) -> dict[str, Any]:
@@ -135,8 +157,11 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, device: torch.devi
         ValueError: A model that does not fit on its devices.
         ImportError: An attention that is not installed.
     """
-    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    omni = checkpoint.config.model_type == "qwen2_5_omni_thinker"
+    kind: Any = Qwen2_5OmniThinkerForConditionalGeneration if omni else AutoModelForImageTextToText
+    model: Any = kind.from_pretrained(
         checkpoint.source,
+        config=checkpoint.config,
         revision=checkpoint.revision or "main",
         dtype=choose_dtype(options, device),
         attn_implementation=options.attn_implementation,
@@ -165,11 +190,18 @@ def check_placement(model: torch.nn.Module) -> None:
         )
 
 
-def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
-    """The checkpoint's processor, padding on the left."""
+def load_processor(checkpoint: Checkpoint, kind: Kind, model: Any, options: Options) -> PromptProcessor:
+    """The checkpoint's processor, padding on the left, and how its family has prompts and frames."""
     load: Any = AutoProcessor.from_pretrained
-    processor: ProcessorMixin = load(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
+    processor = load(checkpoint.source, revision=checkpoint.revision, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
-    # Frames come at their size, and are not resized again. Left open, transformers warns of what resizing would do.
-    processor.video_processor.cap_pixels_per_frame = False
-    return processor
+    video = processor.video_processor
+    merged = getattr(video, "temporal_patch_size", None) or 1
+    if kind.resizes:
+        # Frames come at their size, and are not resized again. Left open, transformers warns of what resizing would do.
+        video.cap_pixels_per_frame = False
+        rule = FrameRule(video.patch_size * video.merge_size, merged)
+    else:
+        rule = FrameRule(None, merged, kind.sampling, video)
+    thinks = options.thinking.enable_thinking
+    return PromptProcessor(processor, family_of(model), rule, {} if thinks is None else {"enable_thinking": thinks})

@@ -1,4 +1,4 @@
-"""``qwen2_5_vl_vreason``, the lmms-eval model class: requests → samples → a run → answers."""
+"""The lmms-eval model classes, one a kind: requests → samples → a run → answers."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -18,10 +18,17 @@ from transformers import PreTrainedTokenizerBase
 from lmms_eval_vreason import __version__
 from lmms_eval_vreason.adapter import host, loading
 from lmms_eval_vreason.adapter.environment import check_environment
+from lmms_eval_vreason.adapter.kinds import KINDS, Kind
 from lmms_eval_vreason.adapter.options import Options, parse_options, with_video_defaults
-from lmms_eval_vreason.adapter.requests import Reading, build_samples, distinct_settings, generation_config, overruled
+from lmms_eval_vreason.adapter.requests import (
+    Reading,
+    build_samples,
+    carry_over_prompts,
+    distinct_settings,
+    generation_config,
+    overruled,
+)
 from lmms_eval_vreason.engines.hf.generation import check_call
-from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.journal.files import FOLDER, digest
 from lmms_eval_vreason.journal.summary import steering_facts, steering_line, steering_warning
 from lmms_eval_vreason.journal.writer import Journal
@@ -33,24 +40,26 @@ from lmms_eval_vreason.run.run import Run
 from lmms_eval_vreason.run.samples import Sample
 
 
-class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
-    """Qwen2.5-VL under V-Reason, for every lmms-eval task that asks for text.
+class VReasonModel(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
+    """A video language model under V-Reason, for every lmms-eval task that asks for text.
 
     All ``--model_args`` are on the page ``docs/arguments.md``; each is checked before the model loads.
 
     Attributes:
+        kind: Which checkpoints it takes, and what is theirs. Each class below has its own.
         identity: As of :func:`run_identity`.
         setup: What answers the samples.
     """
 
     is_simple = False
+    kind: ClassVar[Kind]
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        with host.exit_on_failure():
-            options = parse_options(arguments)
+        with host.exit_on_failure(self.kind.model_id):
+            options = parse_options(arguments, self.kind)
             check_environment()
-            checkpoint = loading.find_checkpoint(options.model)
+            checkpoint = loading.find_checkpoint(options.model, self.kind)
             self.options = with_video_defaults(options, checkpoint.video)
             self.device, self.accelerator = loading.choose_device(options.model, int(os.environ.get("WORLD_SIZE", 1)))
             if self.accelerator is not None:
@@ -58,22 +67,20 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             self.identity = run_identity(self.options, checkpoint, loading.choose_dtype(options.model, self.device))
             self._journal = self._open_journal()
             self._model = loading.load_model(checkpoint, options.model, self.device)
-            family_of(self._model)  # Refuses what cannot be steered.
             if options.model.device_map:
                 # Where the prompt's tokens go in; the rest of the model may lie elsewhere.
                 self.device = torch.device(self._model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
-            self.processor = loading.load_processor(checkpoint)
+            # Refuses what cannot be steered.
+            self.processor = loading.load_processor(checkpoint, self.kind, self._model, options)
             self.tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
             how = options.method, options.thinking, self.device, options.model.positions
             self.setup = Setup(self._model, self.processor, *how)
             self._batch_size = BatchSize(options.model.batch_size, options.model.max_batch_size, self.device)
 
     @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
-    ) -> "Qwen2_5_VL_VReason":
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
         """Called by lmms-eval's command. Unlike lmms-eval's own, it accepts ``batch_size`` in ``--model_args``."""
-        with host.exit_on_failure():
+        with host.exit_on_failure(cls.kind.model_id):
             arguments = host.model_arguments(arg_string, additional_config or {})
         return cls(**arguments)
 
@@ -91,7 +98,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
 
         Each of several processes has to call it: they share the work, regardless of which one received a request.
         """
-        with host.exit_on_failure():
+        with host.exit_on_failure(self.kind.model_id):
             samples = self.samples(requests)
             run = Run(Generator(self.setup), self.options, self._journal, self._batch_size, self._team())
             try:
@@ -99,7 +106,7 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
                     run.answer(samples, self.identity)
             except BaseException as error:
                 if line := run.stopped(error):
-                    print(f"qwen2_5_vl_vreason: {line}", file=sys.stderr)
+                    print(f"{self.kind.model_id}: {line}", file=sys.stderr)
                 raise
             run.team.close()
             if run.team.rank == 0:
@@ -114,7 +121,9 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         """
         special = [token for token in self.tokenizer.all_special_tokens if token.startswith("<|")]
         named = host.named_generation_settings()
-        reading = Reading(self.options.thinking, special, named)
+        reading = Reading(self.options.thinking, [*special, *self.processor.placeholders], named, self.kind.system)
+        if self.options.thinking.task_prompt is not None:
+            carry_over_prompts(requests, self.options.thinking.task_prompt)
         settings = distinct_settings(requests, reading)
         for each in settings:
             generation_config(each.generation)
@@ -127,7 +136,9 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
         raise NotImplementedError("V-Reason changes how text is generated: choose a task of output_type generate_until")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("qwen2_5_vl_vreason answers one round: choose a task of output_type generate_until")
+        raise NotImplementedError(
+            f"{self.kind.model_id} answers one round: choose a task of output_type generate_until"
+        )
 
     def _team(self) -> Team:
         # With a response cache lmms-eval may hand a process no requests at all, without a call: nobody waits for it.
@@ -169,6 +180,42 @@ class Qwen2_5_VL_VReason(lmms):  # type: ignore[misc]  # lmms-eval ships no type
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)
+
+
+class Qwen2_VL_VReason(VReasonModel):
+    kind = KINDS["qwen2_vl_vreason"]
+
+
+class Qwen2_5_VL_VReason(VReasonModel):
+    kind = KINDS["qwen2_5_vl_vreason"]
+
+
+class Qwen3_VL_VReason(VReasonModel):
+    kind = KINDS["qwen3_vl_vreason"]
+
+
+class Qwen3_5_VReason(VReasonModel):
+    kind = KINDS["qwen3_5_vreason"]
+
+
+class Qwen2_5_Omni_VReason(VReasonModel):
+    kind = KINDS["qwen2_5_omni_vreason"]
+
+
+class Llava_Hf_VReason(VReasonModel):
+    kind = KINDS["llava_hf_vreason"]
+
+
+class InternVL_Hf_VReason(VReasonModel):
+    kind = KINDS["internvl_hf_vreason"]
+
+
+class SmolVLM_VReason(VReasonModel):
+    kind = KINDS["smolvlm_vreason"]
+
+
+class GLM4V_VReason(VReasonModel):
+    kind = KINDS["glm4v_vreason"]
 
 
 def run_identity(options: Options, checkpoint: loading.Checkpoint, dtype: str) -> dict[str, Any]:

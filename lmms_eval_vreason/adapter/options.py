@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
+from lmms_eval_vreason.adapter.kinds import KINDS, Kind
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.options import OptionGroup, option, spelled
@@ -21,7 +22,8 @@ class ModelOptions(OptionGroup):
     """The checkpoint and how it is loaded.
 
     Attributes:
-        pretrained: A hub name, a folder, or ``shapes`` (the tiny checkpoint that ships with the package).
+        pretrained: A hub name, a folder, or ``shapes`` (the tiny Qwen2.5-VL checkpoint that ships with the package).
+            Each model class has its own default.
         batch_size: Samples decoded together. ``auto`` doubles until memory runs out, and then halves. The same as
             lmms-eval's ``--batch_size``.
         max_batch_size: The most that ``auto`` tries (none: 64, and 8 without a GPU). The same as ``--max_batch_size``.
@@ -70,7 +72,9 @@ class Options(AnswerOptions):
 
     def changing_answers(self) -> dict[str, Any]:
         """Name → value of the options that change an answer. Budgets do so only while thinking is on."""
-        thinking = self.thinking.changing_answers() if self.thinking.thinking else {"thinking": False}
+        thinking = self.thinking.changing_answers()
+        if not self.thinking.thinking:
+            thinking = {name: thinking[name] for name in ("thinking", "enable_thinking")}
         method = {name: value for name, value in asdict(self.method).items() if name not in _SAME_ANSWERS}
         return self.model.changing_answers() | self.video.changing_answers() | thinking | method
 
@@ -91,11 +95,12 @@ def argument_names() -> list[str]:
     return [*groups, *METHOD_NAMES]
 
 
-def parse_options(arguments: Mapping[str, Any]) -> Options:
+def parse_options(arguments: Mapping[str, Any], kind: Kind = KINDS["qwen2_5_vl_vreason"]) -> Options:
     """Checks all arguments.
 
     Args:
         arguments: As lmms-eval hands them over (text, numbers, booleans), with ``batch_size`` and ``device``.
+        kind: Whose defaults apply.
 
     Raises:
         ValueError: One line that names the argument, what was given and what is allowed.
@@ -105,9 +110,14 @@ def parse_options(arguments: Mapping[str, Any]) -> Options:
             close = difflib.get_close_matches(name, argument_names(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"unknown model argument {name!r}: {hint}allowed are {', '.join(argument_names())}")
+    for name in ("max_pixels", "min_pixels"):
+        if name in arguments and not kind.resizes:
+            sizes = f"the processor of a {' or '.join(kind.model_types)} checkpoint resizes frames by its own rule"
+            raise ValueError(f"{name}={arguments[name]!r}: {sizes}, leave {name} out")
+    values = {"pretrained": kind.pretrained, **kind.defaults, **arguments}
     groups: dict[str, Any] = {
-        room: kind.checked({name: arguments[name] for name in kind.model_fields if name in arguments})
-        for room, kind in GROUPS.items()
+        room: group.checked({name: values[name] for name in group.model_fields if name in values})
+        for room, group in GROUPS.items()
     }
     options = Options(**groups, method=_parse_method(arguments), given=dict(arguments))
     # A map spreads the model over GPUs, and what moves tensors between devices cannot be compiled.
@@ -125,7 +135,7 @@ def with_video_defaults(options: Options, defaults: Mapping[str, Any]) -> Option
         ValueError: The two do not go together.
     """
     given = {name: value for name, value in options.given.items() if name in VideoOptions.model_fields}
-    return replace(options, video=VideoOptions.checked({**defaults, **given}))
+    return replace(options, video=VideoOptions.checked({**dict(options.video), **defaults, **given}))
 
 
 def _parse_method(arguments: Mapping[str, Any]) -> VReason:

@@ -31,14 +31,16 @@ class Reading:
 
     Attributes:
         thinking: Prompts and budgets.
-        special_tokens: The tokenizer's. Where a task's text holds one it is broken up, so that a question cannot pose
-            as the prompt's structure.
+        special_tokens: The tokenizer's, and what stands for media. Where a task's text holds one it is broken up, so
+            that a question cannot pose as the prompt's structure.
+        system: The model class' own system turn, for prompts without one.
         named: The generation settings that the user gave by name (``--gen_kwargs``), over the task's.
     """
 
     thinking: ThinkingOptions
     special_tokens: Sequence[str] = ()
     named: Collection[str] = ()
+    system: str | None = None
 
 
 def is_padding(request: Instance) -> bool:
@@ -90,14 +92,16 @@ def read_messages(given: list[dict[str, Any]], reading: Reading) -> tuple[Turns,
                 media.append(Media(part.type, part.url, **clip))
                 content.append({"type": part.type})
             else:
-                raise ValueError(f"the prompt holds {part.type}, which Qwen2.5-VL cannot take")
+                raise ValueError(f"the prompt holds {part.type}: this class takes text, images and videos")
         messages.append({"role": turn.role, "content": content})
     options = reading.thinking
     if options.thinking:
         _ask_for_thinking(messages, options.reasoning_prompt)
     if options.system_prompt is not None:
-        own = {"role": "system", "content": [{"type": "text", "text": options.system_prompt}]}
-        messages = [own, *(turn for turn in messages if turn["role"] != "system")]
+        messages = [turn for turn in messages if turn["role"] != "system"]
+    system = reading.system if options.system_prompt is None else options.system_prompt
+    if system is not None and not any(turn["role"] == "system" for turn in messages):
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     return messages, tuple(media)
 
 
@@ -168,6 +172,25 @@ def overruled(named: Mapping[str, Any], settings: Sequence[GenerationSettings], 
         why = f"where tokens are not sampled: {mend}"
         idle |= {name: why for name in ("do_sample", *_SAMPLING) if named.get(name) not in (None, False, 0)}
     return [f"--gen_kwargs {name}={named[name]} has no effect {why}" for name, why in idle.items()]
+
+
+def carry_over_prompts(requests: Iterable[Instance], model: str) -> None:
+    """Makes the tasks ask as they ask ``model``, by their own ``lmms_eval_specific_kwargs``.
+
+    Raises:
+        ValueError: No task has a prompt for it.
+    """
+    known: set[str] = set()
+    tasks = {id(task): task for r in requests if (task := getattr(r.args[1], "__self__", None)) is not None}
+    found = False
+    for task in tasks.values():
+        entries = {k: v for k, v in (task.config.lmms_eval_specific_kwargs or {}).items() if isinstance(v, dict)}
+        known |= set(entries)
+        if model in entries:
+            task.lmms_eval_specific_kwargs, found = entries[model], True
+    if tasks and not found:
+        names = ", ".join(sorted(known)) or "no model at all"
+        raise ValueError(f"task_prompt={model!r}: no task asks that model in its own way, they have {names}")
 
 
 def _ask_for_thinking(messages: Turns, reasoning_prompt: str | None) -> None:

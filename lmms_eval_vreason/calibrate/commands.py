@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lmms_eval_vreason.adapter.kinds import KINDS
+
 
 def add_commands(subparsers: Any) -> None:
     """Adds ``calibrate``."""
     parser = subparsers.add_parser("calibrate", help="how strongly settings act on your model and task; no labels used")
+    parser.add_argument("--model", default="qwen2_5_vl_vreason", choices=KINDS, help="(default: %(default)s)")
     parser.add_argument("--model_args", required=True, help="as for lmms-eval")
     parser.add_argument("--tasks", required=True, help="as for lmms-eval; this package's tasks are known")
     parser.add_argument("--include_path", help="a folder with further tasks")
@@ -35,13 +38,13 @@ def _calibrate(args: argparse.Namespace) -> int:
     arguments = {name: {**given, **own} for name, own in read_settings(args.settings).items()}
     fixed = {"journal": "off", "compile": "off"}  # Replays of different lengths would compile again and again.
     methods = {name: parse_options({**own, **fixed}).method for name, own in arguments.items()}
-    requests, documents = first_requests(args.tasks, args.limit, args.include_path)
+    requests, documents = first_requests(args.tasks, args.limit, args.include_path, args.model)
     args.output.mkdir(parents=True, exist_ok=True)
 
-    from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
+    from lmms_eval_vreason.adapter import model
     from lmms_eval_vreason.calibrate.measure import Sizes, measure
 
-    lm = Qwen2_5_VL_VReason(**{**given, **fixed, "policy": "off"})
+    lm = getattr(model, KINDS[args.model].class_name)(**{**given, **fixed, "policy": "off"})
     lm.task_dict = documents
     sizes = Sizes(args.batch_size, args.max_new_tokens)
     lines = measure(lm, lm.samples(requests), methods, sizes, args.output / "replays.jsonl")

@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from lmms_eval_vreason.adapter.model import Qwen2_5_VL_VReason
+from lmms_eval_vreason.adapter.model import VReasonModel
 from lmms_eval_vreason.calibrate.replay import Prompts, Replayed, replay
 from lmms_eval_vreason.journal.files import digest
 from lmms_eval_vreason.media.frames import read_media
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.report.files import read_json_lines
 from lmms_eval_vreason.run.generation import Call
-from lmms_eval_vreason.run.inputs import check_context, process, render
+from lmms_eval_vreason.run.inputs import check_context
 from lmms_eval_vreason.run.records import sample_key
 from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.stopwatch import now
@@ -44,15 +44,16 @@ class AnsweredBatch:
         answers: Each sample's new tokens.
     """
 
-    def __init__(self, lm: Qwen2_5_VL_VReason, samples: Sequence[Sample], max_new_tokens: int) -> None:
+    def __init__(self, lm: VReasonModel, samples: Sequence[Sample], max_new_tokens: int) -> None:
         """``lm`` is loaded with ``policy=off``. Raises ValueError for a prompt that cannot be read, or is too long."""
         self.setup, self.samples, self.max_new_tokens = lm.setup, samples, max_new_tokens
         self.model, inputs = self.setup.model, []
         for sample in samples:
             if sample.error is not None:
                 raise ValueError(f"{sample.task} doc {sample.doc_id}: {sample.error}") from sample.error
-            text, media = render(self.setup.processor, sample), read_media(sample.media, lm.options.video)
-            inputs.append(process(self.setup.processor, [text], [media]).to(self.setup.device))
+            processor = self.setup.processor
+            text, media = processor.render(sample), read_media(sample.media, lm.options.video, processor.rule)
+            inputs.append(processor.process([text], [media]).to(self.setup.device))
             check_context(self.model, inputs[-1]["attention_mask"])
         self._prompts = Prompts.of(self.model, inputs, self.setup.positions)
         self._base: list[Tensor] = []
@@ -95,7 +96,7 @@ class AnsweredBatch:
 
 
 def measure(
-    lm: Qwen2_5_VL_VReason, samples: Sequence[Sample], methods: Mapping[str, VReason], sizes: Sizes, path: Path
+    lm: VReasonModel, samples: Sequence[Sample], methods: Mapping[str, VReason], sizes: Sizes, path: Path
 ) -> list[dict[str, Any]]:
     """Every setting on every batch. Lines that ``path`` has already are taken from there, new ones added to it.
 

@@ -8,7 +8,6 @@ from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-from lmms_eval_vreason.manifest import MANIFEST
 from lmms_eval_vreason.paths import tasks_dir
 
 
@@ -28,18 +27,21 @@ class _Collector(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
     loglikelihood = generate_until_multi_round = generate_until
 
 
-def first_requests(tasks: str, limit: int, include_path: str | None) -> tuple[list[Instance], dict[str, Any]]:
+def first_requests(
+    tasks: str, limit: int, include_path: str | None, model: str = "qwen2_5_vl_vreason"
+) -> tuple[list[Instance], dict[str, Any]]:
     """The requests on the first ``limit`` documents of each task, and the documents as lmms-eval's ``task_dict``.
 
     Args:
         tasks: Names with commas between, lmms-eval's or this package's.
         include_path: A folder with further tasks.
+        model: Whose prompts the tasks use.
 
     Raises:
         ValueError: A task that does not exist, or that does not ask for text.
     """
     folders = [str(tasks_dir()), *([include_path] if include_path else [])]
-    manager = TaskManager("WARNING", include_path=folders, model_name=MANIFEST.model_id)
+    manager = TaskManager("WARNING", include_path=folders, model_name=model)
     names = [name.strip() for name in tasks.split(",")]
     for name in names:
         if not manager.match_tasks([name]):

@@ -78,7 +78,9 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3_5_moe", "multimodal"),
         Family("glm4v", "multimodal", own_video_token=False),
         Family("internvl", own_video_token=False),
-        Family("smolvlm", own_video_token=False, open_end="its processor ends a video with text, which tokens may join"),
+        Family(
+            "smolvlm", own_video_token=False, open_end="its processor ends a video with text, which tokens may join"
+        ),
         Family("llava_onevision"),
         Family("llava_next_video", open_end="its tokenizer marks the first word of a text"),
         Family("video_llama_3"),
@@ -157,8 +159,14 @@ def check_columns(model: Any, feature: str) -> None:
         raise TypeError(f"{feature} moves tokens in the cache, whose columns a {family.model_type} model counts")
 
 
+def video_tower(model: Any) -> nn.Module:
+    """What turns a video's pixels into features."""
+    tower: nn.Module = model.get_encoder(modality="video")
+    return tower
+
+
 def take_token_types(model: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    """``mm_token_type_ids`` among ``kwargs``, from which they are taken where the model's forward does not know them."""
+    """``mm_token_type_ids`` among ``kwargs``, which lose them where the model's forward does not know them."""
     known = TOKEN_TYPES in signature(model.forward).parameters
     types: Tensor | None = kwargs.get(TOKEN_TYPES) if known else kwargs.pop(TOKEN_TYPES, None)
     return types

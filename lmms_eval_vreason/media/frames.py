@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from lmms_eval_vreason.media.media import Media, MediaError, first_line
 from lmms_eval_vreason.media.options import VideoOptions
+from lmms_eval_vreason.media.rule import QWEN2, FrameRule
 
-_FRAME_FACTOR = 2  # The vision tower merges frames two by two.
-_PATCH = 2 * 14  # It merges patches of 14 x 14 pixels two by two each way.
-_TOKEN_PIXELS = _PATCH**2
 _SEQUENCE_SHARE = 0.9  # Of qwen-vl-utils' sequence length, for a video's tokens.
 MAX_SOURCE_PIXELS = 8192 * 8192
 MAX_HOURS = 24
+_TOKENS_A_FRAME = 256  # Where the processor resizes: roughly, to order prompts.
 _MIN_FRAMES = 4  # At a rate (fps), the least that a clip gives, as in qwen-vl-utils.
 
 
@@ -29,23 +28,26 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Frames:
-    """A read video: ``pixels`` (frames, 3, height, width) float32 in 0..255 at the size the model takes."""
+    """A read video: ``pixels`` (frames, 3, height, width) in 0..255.
+
+    float32 at the size the model takes; uint8 at the file's where the processor resizes.
+    """
 
     pixels: Any
     metadata: dict[str, Any]
 
 
-def read_media(media: tuple[Media, ...], options: VideoOptions) -> list[Any]:
+def read_media(media: tuple[Media, ...], options: VideoOptions, rule: FrameRule = QWEN2) -> list[Any]:
     """All of a prompt's media, in order: :class:`Frames` for a video, a PIL image for an image.
 
     Raises:
         MediaError: One of them cannot be read.
     """
-    return [read_video(item, options) if item.kind == "video" else read_image(item, options) for item in media]
+    return [(read_video if item.kind == "video" else read_image)(item, options, rule) for item in media]
 
 
-def read_video(media: Media, options: VideoOptions) -> Frames:
-    """Decodes a video's frames, evenly spaced over its clip, and resizes them within the pixel bounds.
+def read_video(media: Media, options: VideoOptions, rule: FrameRule = QWEN2) -> Frames:
+    """Decodes the frames of a video's clip that ``rule`` chooses, and resizes them within the pixel bounds.
 
     A clip of a single frame shows it twice, since the model takes frames in pairs.
 
@@ -58,53 +60,61 @@ def read_video(media: Media, options: VideoOptions) -> Frames:
     from torchvision.transforms.functional import resize
 
     if isinstance(media.source, list | tuple):
-        return _given_frames(media.source, options)
+        return _given_frames(media.source, options, rule)
     path = media.path()
     read_header(path)
     with _as_media_error(f"{path}: cannot be decoded"):
         reader = decord.VideoReader(path)
         fps = float(reader.get_avg_fps())
         clip = cut(media, len(reader), fps)
-        count = frame_count(len(clip), fps, options)
-        indices = torch.linspace(clip[0], clip[-1], count).round().long().tolist()
+        most = min(options.max_num_frames, len(clip))
+        count = most if rule.sampling == "processor" else frame_count(len(clip), fps, options, rule.merged)
+        indices = rule.choose(clip, fps, count, options.fps)
         pixels = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
-        size = _size(pixels.shape[2], pixels.shape[3], count, options)
-        # Interpolated as in qwen-vl-utils, so that the stock classes' pixels are ours.
-        pixels = resize(pixels, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
-    metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": max(len(clip), count)}
-    return Frames(pixels, {**metadata, "video_backend": "decord"})
+        if rule.token_side is not None:
+            size = _size(pixels.shape[2], pixels.shape[3], len(indices), options, rule.token_side)
+            # Interpolated as in qwen-vl-utils, so that the stock classes' pixels are ours.
+            pixels = resize(pixels, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
+    metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": max(len(clip), len(indices))}
+    length = {} if rule.token_side else {"duration": len(clip) / fps}  # Some processors write it into the prompt.
+    return Frames(pixels, {**metadata, **length, "video_backend": "decord"})
 
 
-def read_image(media: Media, options: VideoOptions) -> Any:
-    """A PIL image, RGB, resized within the pixel bounds.
+def read_image(media: Media, options: VideoOptions, rule: FrameRule = QWEN2) -> Any:
+    """A PIL image, RGB, resized within the pixel bounds unless the processor resizes.
 
     Raises:
         MediaError: It cannot be read.
     """
-    from qwen_vl_utils.vision_process import fetch_image
+    from PIL import Image
+    from qwen_vl_utils.vision_process import fetch_image, to_rgb
 
     source = media.path() if media.is_path else media.source
     with _as_media_error(f"{source}: cannot be read as an image"):
-        return fetch_image({"image": source, "min_pixels": options.min_pixels, "max_pixels": options.max_pixels})
+        if rule.token_side is None:
+            return to_rgb(Image.open(source) if media.is_path else source)
+        bounds = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+        return fetch_image({"image": source, **bounds}, rule.token_side // 2)
 
 
-def estimated_tokens(media: Media, options: VideoOptions) -> int:
+def estimated_tokens(media: Media, options: VideoOptions, rule: FrameRule = QWEN2) -> int:
     """Roughly how many tokens an image or video file takes, from its header alone; 0 if that cannot be read."""
     from PIL import Image
     from qwen_vl_utils.vision_process import smart_resize
 
     try:
-        path, frames = media.path(), _FRAME_FACTOR
+        path, frames, side = media.path(), rule.merged, rule.token_side
         if media.kind == "video":
             header = read_header(path)
-            frames = frame_count(len(cut(media, header.frames, header.fps)), header.fps, options)
-            height, width = _size(header.height, header.width, frames, options)
+            frames = frame_count(len(cut(media, header.frames, header.fps)), header.fps, options, rule.merged)
+            height, width = _size(header.height, header.width, frames, options, side) if side else (0, 0)
         else:
             with Image.open(path) as image:
-                height, width = smart_resize(image.height, image.width, _PATCH, options.min_pixels, options.max_pixels)
+                size = image.height, image.width
+            height, width = smart_resize(*size, side, options.min_pixels, options.max_pixels) if side else (0, 0)
     except (OSError, ValueError):
         return 0  # The reader reports what is wrong, with the sample that asked for the file.
-    return frames // _FRAME_FACTOR * height * width // _TOKEN_PIXELS
+    return frames // rule.merged * (height * width // side**2 if side else _TOKENS_A_FRAME)
 
 
 def read_header(path: str) -> Header:
@@ -151,15 +161,16 @@ def cut(media: Media, total: int, fps: float) -> range:
     return range(first, max(first, last) + 1)
 
 
-def frame_count(frames: int, fps: float, options: VideoOptions) -> int:
-    """How many frames to take: even, at most ``max_num_frames`` and the clip's own, at the rate ``options.fps`` if set.
+def frame_count(frames: int, fps: float, options: VideoOptions, merged: int = QWEN2.merged) -> int:
+    """How many frames to take: at most ``max_num_frames`` and the clip's own, at the rate ``options.fps`` if set.
 
     Args:
         frames, fps: Frames of the clip, and how many there are a second.
+        merged: The count is a multiple of it.
     """
     most = min(options.max_num_frames, frames)
     wanted = most if options.fps is None else max(frames / fps * options.fps, _MIN_FRAMES)
-    return max(int(min(wanted, most)) // _FRAME_FACTOR * _FRAME_FACTOR, _FRAME_FACTOR)
+    return max(int(min(wanted, most)) // merged * merged, merged)
 
 
 @contextmanager
@@ -173,32 +184,39 @@ def _as_media_error(words: str) -> Iterator[None]:
         raise MediaError(f"{words} ({first_line(error)})") from error
 
 
-def _given_frames(frames: Sequence[Any], options: VideoOptions) -> Frames:
+def _given_frames(frames: Sequence[Any], options: VideoOptions, rule: FrameRule) -> Frames:
+    import torch
     from qwen_vl_utils.vision_process import fetch_video
+    from torchvision.transforms.functional import pil_to_tensor
 
     if not frames:
         raise MediaError("a video given as frames holds none")
     count = min(len(frames), options.max_num_frames)
     chosen = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
-    element = {"video": chosen, "min_pixels": options.min_pixels, "max_pixels": _most_pixels(count, options)}
-    rate = {} if options.fps is None else {"sample_fps": options.fps}
     with _as_media_error(f"a video given as {len(frames)} frames cannot be read"):
-        return Frames(*fetch_video({**element, **rate}, return_video_metadata=True))
+        if rule.token_side is None:
+            pixels, fps = torch.stack([pil_to_tensor(frame.convert("RGB")) for frame in chosen]), options.fps or 2.0
+            metadata = {"fps": fps, "frames_indices": list(range(count)), "total_num_frames": count}
+            return Frames(pixels, {**metadata, "duration": count / fps})
+        bounds = {"min_pixels": options.min_pixels, "max_pixels": _most_pixels(count, options, rule.token_side)}
+        rate = {} if options.fps is None else {"sample_fps": options.fps}
+        element = {"video": chosen, **bounds, **rate}
+        return Frames(*fetch_video(element, rule.token_side // 2, return_video_metadata=True))
 
 
-def _size(height: int, width: int, frames: int, options: VideoOptions) -> tuple[int, int]:
+def _size(height: int, width: int, frames: int, options: VideoOptions, side: int) -> tuple[int, int]:
     """Height and width that a video's frames are resized to."""
     from qwen_vl_utils.vision_process import smart_resize
 
-    most = _most_pixels(frames, options)
-    resized: tuple[int, int] = smart_resize(height, width, _PATCH, min(options.min_pixels, most), most)
+    most = _most_pixels(frames, options, side)
+    resized: tuple[int, int] = smart_resize(height, width, side, min(options.min_pixels, most), most)
     return resized
 
 
-def _most_pixels(frames: int, options: VideoOptions) -> int:
+def _most_pixels(frames: int, options: VideoOptions, side: int) -> int:
     """Pixels a frame, at most: ``max_pixels`` under qwen-vl-utils' own bounds, at whose excess it warns."""
-    from qwen_vl_utils.vision_process import MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM
+    from qwen_vl_utils.vision_process import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM
 
-    of_video = _SEQUENCE_SHARE * MODEL_SEQ_LEN * _TOKEN_PIXELS / frames * _FRAME_FACTOR
-    bound = max(min(VIDEO_MAX_TOKEN_NUM * _TOKEN_PIXELS, of_video), int(options.min_pixels * 1.05))
+    of_video = _SEQUENCE_SHARE * MODEL_SEQ_LEN * side**2 / frames * FRAME_FACTOR
+    bound = max(min(VIDEO_MAX_TOKEN_NUM * side**2, of_video), int(options.min_pixels * 1.05))
     return int(min(options.max_pixels, bound))

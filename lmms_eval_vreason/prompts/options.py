@@ -18,6 +18,9 @@ class ThinkingOptions(OptionGroup):
         max_answer_tokens: Token budget for the answer. Ours.
         reasoning_prompt: The reasoning instruction: a text, or a ``.txt`` or ``.md`` file. None is this package's.
         system_prompt: A system turn in place of the task's: a text, or a ``.txt`` or ``.md`` file.
+        enable_thinking: What the chat template gets under this name, in checkpoints whose template knows it (Qwen3.5).
+            None leaves it to the template.
+        task_prompt: Ask as a task asks another model of lmms-eval, such as ``qwen3_vl``. None: as it asks any model.
         return_thinking: Whether lmms-eval gets the thinking as well.
     """
 
@@ -27,6 +30,8 @@ class ThinkingOptions(OptionGroup):
     # Both prompts are in a sample's messages, whose digest is in the resume key.
     reasoning_prompt: str | None = option(None, "expert", changes_answers=False)
     system_prompt: str | None = option(None, "expert", changes_answers=False)
+    enable_thinking: bool | None = option(None, "expert", changes_answers=True)
+    task_prompt: str | None = option(None, "expert", changes_answers=False)
     return_thinking: bool = option(True, "expert", changes_answers=False)
 
     @field_validator("reasoning_prompt", "system_prompt")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import tee
 from typing import Any
 
-from lmms_eval_vreason.media.frames import read_media
+from lmms_eval_vreason.media.frames import Frames, read_media
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.media.reader import read_ahead
+from lmms_eval_vreason.media.rule import QWEN2, FrameRule
 from lmms_eval_vreason.run.batch_size import BatchSize
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.samples import Waiting
@@ -34,7 +35,9 @@ class Question:
     error: BaseException | None = None
 
 
-def read(candidates: Iterable[Waiting], team: Team, options: VideoOptions, size: BatchSize) -> Iterator[Question]:
+def read(
+    candidates: Iterable[Waiting], team: Team, options: VideoOptions, size: BatchSize, rule: FrameRule = QWEN2
+) -> Iterator[Question]:
     """The candidates that this process takes, in order, each with its media.
 
     Raises:
@@ -43,7 +46,7 @@ def read(candidates: Iterable[Waiting], team: Team, options: VideoOptions, size:
 
     def timed_reading(media: tuple[Media, ...]) -> tuple[list[Any], float]:
         started = time.perf_counter()
-        return read_media(media, options), time.perf_counter() - started
+        return read_media(media, options, rule), time.perf_counter() - started
 
     candidates, ahead = tee(candidates)
     keys = (waiting.sample.media for waiting in ahead)
@@ -60,14 +63,14 @@ def read(candidates: Iterable[Waiting], team: Team, options: VideoOptions, size:
         charged = reading
 
 
-def batches(questions: Iterable[Question], size: BatchSize) -> Iterator[list[Question]]:
+def batches(questions: Iterable[Question], size: BatchSize, rule: FrameRule = QWEN2) -> Iterator[list[Question]]:
     """Neighbours that go together, up to the size of the moment. A question that could not be read is by itself."""
     batch: list[Question] = []
     for question in questions:
         if question.error is not None:
             yield [question]
             continue
-        if batch and not _go_together([*batch, question]):
+        if batch and not _go_together([*batch, question], rule):
             yield batch
             batch = []
         batch.append(question)
@@ -79,7 +82,14 @@ def batches(questions: Iterable[Question], size: BatchSize) -> Iterator[list[Que
         yield batch
 
 
-def _go_together(batch: Sequence[Question]) -> bool:
+def _go_together(batch: Sequence[Question], rule: FrameRule) -> bool:
+    if rule.token_side is None and _shape(batch[0]) != _shape(batch[-1]):
+        return False  # These processors stack videos, and fill shorter ones up with frames that a prompt would show.
     lengths = [question.waiting.length for question in batch]
     alike = max(lengths) <= _MOST_TIMES_LONGER * min(lengths) + _MOST_TOKENS_LONGER
     return alike and batch[0].waiting.sample.settings == batch[-1].waiting.sample.settings
+
+
+def _shape(question: Question) -> list[int]:
+    """The frames of each medium; 0 for an image."""
+    return [len(item.pixels) if isinstance(item, Frames) else 0 for item in question.media]

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin, StoppingCriteriaList
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from lmms_eval_vreason.families.family import video_tower
 from lmms_eval_vreason.method import Trace, VReason
 from lmms_eval_vreason.prompts.budgets import Budgets, Outcome, outcome_without_budgets
 from lmms_eval_vreason.prompts.options import ThinkingOptions
 from lmms_eval_vreason.prompts.split import TAG, cut_at, opens_thinking
 from lmms_eval_vreason.run.batch_size import is_out_of_memory, release
-from lmms_eval_vreason.run.inputs import render
+from lmms_eval_vreason.run.inputs import PromptProcessor
 from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.shared_prefixes import SharedPrefixes
 from lmms_eval_vreason.run.stopwatch import timed
@@ -33,7 +34,7 @@ class Setup:
     """
 
     model: PreTrainedModel
-    processor: ProcessorMixin
+    processor: PromptProcessor
     method: VReason
     thinking: ThinkingOptions
     device: torch.device
@@ -100,7 +101,7 @@ class Generator:
         setup, started = self.setup, time.perf_counter()
         if setup.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(setup.device)
-        with timed(setup.model.model.visual, setup.device) as vision_seconds:
+        with timed(video_tower(setup.model), setup.device) as vision_seconds:
             make_inputs = self.prefixes.inputs if share else self.prefixes.unshared_inputs
             inputs = make_inputs(samples, media)
             prompt_length = inputs.arguments["input_ids"].shape[1]
@@ -137,7 +138,7 @@ class Call:
     def __init__(self, setup: Setup, samples: Sequence[Sample], prompt_length: int) -> None:
         """Args: ``prompt_length``, tokens before the first generated one, padding included."""
         self.setup, self.samples, self.tokenizer = setup, samples, setup.processor.tokenizer
-        self._opened = [opens_thinking(render(setup.processor, sample)) for sample in samples]
+        self._opened = [opens_thinking(setup.processor.render(sample)) for sample in samples]
         self._budgets: Budgets | None = None
         settings, thinking = samples[0].settings, setup.thinking
         self.arguments: dict[str, Any] = {"max_new_tokens": _DEFAULT_NEW_TOKENS, **settings.generation}

@@ -11,6 +11,7 @@ from lmms_eval_vreason.journal.writer import Journal
 from lmms_eval_vreason.media.frames import estimated_tokens
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.media.options import VideoOptions
+from lmms_eval_vreason.media.rule import QWEN2, FrameRule
 from lmms_eval_vreason.run.processes import Team
 from lmms_eval_vreason.run.records import sample_key, who
 from lmms_eval_vreason.run.samples import Sample, Waiting
@@ -88,7 +89,7 @@ def make_plan(samples: Iterable[Sample], journal: Journal | None, settings: str,
     return plan
 
 
-def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
+def share_out(plan: Plan, team: Team, options: VideoOptions | None, rule: FrameRule = QWEN2) -> Schedule:
     """The processes' plans, put together. Every process of the team has to call it.
 
     Args:
@@ -96,7 +97,7 @@ def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
     """
     waiting = plan.waiting
     if options is not None:
-        lengths = prompt_lengths([w.sample for w in waiting], options)
+        lengths = prompt_lengths([w.sample for w in waiting], options, rule)
         waiting = [replace(w, length=length) for w, length in zip(waiting, lengths, strict=True)]
     # Media that a task holds in memory are not sent to other processes.
     movable = [w for w in waiting if w.sample.movable]
@@ -107,12 +108,12 @@ def share_out(plan: Plan, team: Team, options: VideoOptions | None) -> Schedule:
     return Schedule(grouped(fixed), grouped(everyone), total, sum(finished), sum(dropped, Counter()))
 
 
-def prompt_lengths(samples: Sequence[Sample], options: VideoOptions) -> list[int]:
+def prompt_lengths(samples: Sequence[Sample], options: VideoOptions, rule: FrameRule = QWEN2) -> list[int]:
     """Roughly how many tokens each prompt will have, from its text and the headers of its files."""
     media = list({item: None for sample in samples for item in sample.media if item.is_path})
     # Most of the time is spent waiting for files.
     with ThreadPoolExecutor(_READERS, thread_name_prefix="headers") as pool:
-        counts = pool.map(lambda item: estimated_tokens(item, options), media)
+        counts = pool.map(lambda item: estimated_tokens(item, options, rule), media)
         tokens: dict[Media, int] = dict(zip(media, counts, strict=True))
     return [
         sum(tokens[item] for item in sample.media if item.is_path) + len(sample.prompt.encode()) // _BYTES_A_TOKEN

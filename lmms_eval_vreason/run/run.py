@@ -74,7 +74,8 @@ class Run:
             self.ledger.resume(index, record)
         alone = self.team.size == 1 and self.size.now == 1 and not self.size.auto
         # Lengths order the samples of several processes or batches; to know them, every file is opened.
-        schedule = share_out(plan, self.team, None if alone else self.options.video)
+        rule = self.generator.setup.processor.rule
+        schedule = share_out(plan, self.team, None if alone else self.options.video, rule)
         if self.team.rank == 0 and (line := schedule.resume_line()):
             logger.info(line)
         with closing(Progress(self.team, schedule.total, schedule.finished)) as progress:
@@ -83,7 +84,8 @@ class Run:
             self.generator.prefixes.expect(samples, self.options.run.shared_prefix)
             answers = Answers(self.generator, self.size, self.options.run.oom)
             candidates = chain(chain.from_iterable(schedule.own), self.team.candidates(schedule.shared))
-            for batch in batches(read(candidates, self.team, self.options.video, self.size), self.size):
+            questions = read(candidates, self.team, self.options.video, self.size, rule)
+            for batch in batches(questions, self.size, rule):
                 for outcome in answers.to(batch):
                     self.ledger.add(outcome, progress)
             self.ledger.collect(progress)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from loguru import logger
+from transformers import BatchFeature, PreTrainedModel
 
 from lmms_eval_vreason.engines.hf.prefix import Prefix, continued, prefill, prefix_bytes
+from lmms_eval_vreason.families.family import why_not_shared
 from lmms_eval_vreason.media.media import Media
-from lmms_eval_vreason.run.inputs import check_context, process, render
+from lmms_eval_vreason.run.inputs import PromptProcessor, check_context
 from lmms_eval_vreason.run.samples import Sample
 from lmms_eval_vreason.run.stopwatch import now
 
@@ -49,11 +51,11 @@ class SharedPrefixes:
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, device: torch.device, positions: str = "trained"
+        self, model: PreTrainedModel, processor: PromptProcessor, device: torch.device, positions: str = "trained"
     ) -> None:
         """``positions``: as in :func:`~lmms_eval_vreason.engines.hf.generation.generate`."""
         self.model, self.processor, self.device, self.positions = model, processor, device, positions
-        self._vision_end = processor.tokenizer.convert_ids_to_tokens(model.config.vision_end_token_id)
+        self._why_not = why_not_shared(model)
         self._bound = 0.0
         self._waiting: Counter[Key] = Counter()
         self._held: dict[Key, Prefix] = {}
@@ -66,12 +68,14 @@ class SharedPrefixes:
                 needs more falls back to an unshared prefill. 0 shares nothing.
         """
         self.drop()
-        self._bound = gigabytes * 1e9
+        self._bound = 0.0 if self._why_not else gigabytes * 1e9
         counts: Counter[Key] = Counter()
         for sample in samples:
             with suppress(Exception):  # The chat template refuses the prompt: the sample fails when it is answered.
                 counts[self._split(sample)[0]] += 1
         self._waiting = Counter({key: count for key, count in counts.items() if key is not None and count > 1})
+        if self._waiting and gigabytes and self._why_not:
+            logger.info(f"Each question prefills its whole prompt: {self._why_not}")
 
     def drop(self) -> None:
         """Frees the prefixes that are held; they are prefilled again where they are needed."""
@@ -111,9 +115,10 @@ class SharedPrefixes:
         seconds = now(self.device) - started
         self._held |= {split[row][0]: prefix for row, prefix in fresh.items() if split[row][0] is not None}
         prefixes = [fresh.get(row, self._held.get(key)) for row, (key, _, _) in enumerate(split)]
-        tokenizer = self.processor.tokenizer
         suffixes = [
-            tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
+            self.processor.tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(
+                self.device
+            )
             for _, _, suffix in split
         ]
         arguments = continued(self.model, prefixes, suffixes)
@@ -126,14 +131,14 @@ class SharedPrefixes:
 
     def unshared_inputs(self, samples: Sequence[Sample], media: Sequence[Sequence[Any]]) -> BatchInputs:
         """The batch by itself: whole prompts, and no prefix. Raises ValueError as :meth:`inputs`."""
-        inputs = process(self.processor, [render(self.processor, sample) for sample in samples], media)
+        inputs = self.processor.process([self.processor.render(sample) for sample in samples], media)
         check_context(self.model, inputs["attention_mask"])
         return BatchInputs(inputs.to(self.device), inputs["attention_mask"].sum(dim=1).tolist())
 
     def _split(self, sample: Sample) -> Split:
-        before, end, suffix = render(self.processor, sample).rpartition(self._vision_end)
+        prefix, suffix = self.processor.cut(self.processor.render(sample))
         # Frames that a task hands over in memory have no name by which two could be found the same.
-        return ((sample.media, before) if sample.media and sample.movable else None), before + end, suffix
+        return ((sample.media, prefix) if sample.media and sample.movable else None), prefix, suffix
 
     def _missing(self, split: list[Split], media: Sequence[Sequence[Any]]) -> dict[int, BatchFeature]:
         """The processor's inputs of the prefixes that are not held, by the first row that needs each."""
@@ -141,7 +146,7 @@ class SharedPrefixes:
         for row, ((key, text, _), items) in enumerate(zip(split, media, strict=True)):
             if not text or key in seen:
                 continue
-            missing[row] = process(self.processor, [text], [items])
+            missing[row] = self.processor.process([text], [items])
             check_context(self.model, missing[row]["attention_mask"])
             if key is not None:
                 seen.add(key)

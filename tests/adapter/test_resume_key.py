@@ -46,6 +46,8 @@ DECISIONS = {
     "thinking": ("off", True),
     "reasoning_prompt": ("Think in <think></think>, then answer in <answer></answer>.", True),
     "system_prompt": ("Be brief.", True),
+    "enable_thinking": ("off", True),
+    "task_prompt": ("qwen3_vl", False),  # What it changes is in the prompt.
     "max_thinking_tokens": (64, True),
     "max_answer_tokens": (16, True),
     # What happens to an answer afterwards, or where there is none.

@@ -206,8 +206,8 @@ def test_the_next_batch_s_videos_are_read_while_the_device_works(build, videos, 
     done, asked, arrived = [], set(), threading.Condition()
     generate, read = Generator.generate, batches_module.read_media
 
-    def reading(media, options):
-        frames = read(media, options)
+    def reading(media, *how):
+        frames = read(media, *how)
         with arrived:
             done.append(media[0].source)
             arrived.notify_all()

@@ -286,6 +286,6 @@ def test_a_prompt_that_cannot_be_written_or_does_not_fit_is_its_samples_own_faul
         (Media("video", "a.mp4"),),
         GenerationSettings((), {}),
     )
-    shared = prefix.SharedPrefixes(model._model, model.processor, model.device)
+    shared = prefix.SharedPrefixes(model._model, model.setup.processor, model.device)
     shared.expect([broken, broken], 1.0)
     assert not shared._waiting
