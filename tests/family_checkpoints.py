@@ -14,7 +14,6 @@ ROLES = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['c
 END = "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 OPENED = "{% if add_generation_prompt and enable_thinking is not false %}<think>\n{% endif %}"
 PLACEHOLDERS = {
-    "qwen": ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"),
     "llava_onevision": ("<image>", "<video>\n"),
     "internvl": ("<IMG_CONTEXT>\n", "<video>\n"),
     "smolvlm": ("<image>", "<video>"),
@@ -41,7 +40,9 @@ SIDE = {"height": 56, "width": 56}
 
 def template(family: str, *, opens: bool = False) -> str:
     """A chat template that writes roles, text and media as the family's processor expects them."""
-    image, video = PLACEHOLDERS["qwen" if family.startswith("qwen") else family]
+    if family.startswith("qwen"):
+        return str(build_processor().chat_template) + (OPENED if opens else "")
+    image, video = PLACEHOLDERS[family]
     part = f"{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}{{% elif part['type'] == 'image' %}}{image}"
     return ROLES + part + f"{{% else %}}{video}{{% endif %}}" + END + (OPENED if opens else "")
 

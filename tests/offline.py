@@ -138,6 +138,7 @@ def run_lmms_eval(
     output: Path,
     extra: Sequence[str] = (),
     launcher: Sequence[str] = (),
+    script: str = "",
     check: bool = True,
     timeout: float = 300,
 ) -> Run:
@@ -149,9 +150,10 @@ def run_lmms_eval(
         output: a folder of this run alone.
         extra: further arguments, as ``("--limit", "1")``.
         launcher: what stands between ``python`` and ``-m lmms_eval``, as ``("-m", "torch.distributed.run", …)``.
+        script: a file that runs in place of ``-m lmms_eval``.
         check: fail when there is no results file. The exit code won't tell: lmms-eval returns 0 after an exception.
     """
-    command = [sys.executable, *launcher, "-m", "lmms_eval", "--model", model]
+    command = [sys.executable, *launcher, *([script] if script else ("-m", "lmms_eval")), "--model", model]
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
     command += ["--tasks", ",".join(tasks), "--output_path", str(output), "--log_samples", "--batch_size", "1", *extra]
     process = subprocess.run(command, env=dict(env), text=True, capture_output=True, timeout=timeout)
