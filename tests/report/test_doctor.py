@@ -133,7 +133,7 @@ SPOILED = {
     "system turn": ("system turn", {"results": {"system_instruction": "Be brief."}}),
     "stock positions": ("positions", STOCK),
     "stock batch": ("batch", STOCK | {"config": {"batch_size": "4"}}),
-    "stock ignores": ("prompt", STOCK | {"args": {"reasoning_prompt": "Think."}}),
+    "stock ignores": ("unused prompt", STOCK | {"args": {"reasoning_prompt": "Think."}}),
     "stock tags": ("tags", STOCK | {"samples": some(4, **TAGGED)}),
     "stock cut": ("cut", STOCK | {"samples": some(4, token_counts=[{"output_tokens": 16}])}),
     "stock simple": ("simple class", STOCK | {"backend": "lmms_eval.models.simple.qwen2_5_vl.Qwen2_5_VL (simple)"}),
@@ -218,7 +218,7 @@ def test_starts_in_two_environments_are_mixed(tmp_path):
     journal_of(run, made, [0])
     (finding,) = examine(str(run)).findings
     assert finding.name == "mixed"
-    assert "transformers 5.17.0" in finding.evidence[0]
+    assert finding.evidence == ["transformers: 5.17.0, 5.24.0"]
 
 
 def test_an_earlier_start_with_other_settings_is_another_run(tmp_path):

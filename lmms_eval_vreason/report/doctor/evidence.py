@@ -5,11 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from lmms_eval_vreason.journal.files import Record, latest_samples
 from lmms_eval_vreason.report.doctor.expected import defaults, expected
@@ -41,6 +43,20 @@ class Finding:
     touched: float = 1.0
     evidence: list[str] = field(default_factory=list)
     spoils: bool = True
+
+
+@cache
+def finding_texts() -> dict[str, dict[str, Any]]:
+    """Name → ``what`` and ``mend`` of each finding, and ``minor`` where it never spoils a comparison."""
+    texts: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "findings.yaml").read_text("utf-8"))
+    return texts
+
+
+def finding(name: str, touched: float = 1.0, evidence: Iterable[str] = (), **figures: Any) -> Finding:
+    """A finding by its name; ``figures`` fill its text in. One that touches next to nothing spoils nothing."""
+    own = finding_texts()[name]
+    what, mend = (own[part].format(**figures) for part in ("what", "mend"))
+    return Finding(name, what, mend, touched, list(evidence), touched >= SPOILS_FROM and "minor" not in own)
 
 
 @dataclass(frozen=True)
@@ -117,8 +133,7 @@ class Evidence:
         """The settings in force, as far as anything tells them. What loaded tells more than what was asked for."""
         settings = self.starts[-1].get("settings", {}) if self.starts else {}
         loaded = self.models[-1] if self.models else {}
-        usual = defaults(self.model, self.ours)
-        found = {**self.generation, **usual, **self.given, **settings}
+        found = {**self.generation, **defaults(self.model, self.ours), **self.given, **settings}
         if settings.get("thinking"):
             found.pop("max_new_tokens", None)  # The two budgets rule.
         found.setdefault("repetition_penalty", loaded.get("repetition_penalty", UNKNOWN))
@@ -129,6 +144,11 @@ class Evidence:
         """The preset that the run is compared with; empty for lmms-eval's defaults."""
         preset = str(self.given.get("preset", ""))
         return preset if expected(preset) else ""
+
+    @property
+    def source(self) -> str:
+        """What ``wanted`` is from."""
+        return f"preset={self.preset}" if self.preset else "lmms-eval's defaults"
 
     @cached_property
     def wanted(self) -> Mapping[str, Any]:
@@ -148,9 +168,11 @@ class Evidence:
         keys = zip(self.samples["task"], self.samples["doc_id"], strict=True)
         return self.samples[[key not in lost for key in keys]]
 
-    def share(self, count: int) -> float:
-        """A number of samples as a share of all."""
-        return count / max(len(self.samples), 1)
+    def lost(self, name: str, count: int, evidence: Iterable[str], **figures: Any) -> Finding:
+        """A finding that touches some of the samples."""
+        share = min(count / len(self.samples), 1.0)
+        lost = f"{count} of {len(self.samples)} samples ({100 * share:.1f}%)"
+        return finding(name, share, evidence, lost=lost, **figures)
 
 
 def read_evidence(argument: str, transformers: str | None = None) -> Evidence:

@@ -82,7 +82,7 @@ def _facts(e: Evidence) -> dict[str, str]:
     if len(e.tasks) > 1 and shown["generation"] == UNKNOWN:
         shown["generation"] = "differs between tasks"
     return {
-        "compared with": f"preset={e.preset}" if e.preset else "lmms-eval's defaults (no preset)",
+        "compared with": e.source,
         "model": " ".join(filter(None, (e.model, str(e.given.get("pretrained", ""))))) or UNKNOWN,
         "samples": f"{len(e.samples)} of {', '.join(sorted(e.samples['task'].unique())[:6])}",
         **shown,
