@@ -113,12 +113,12 @@ SPOILED = {
     "broken videos": ("few frames", {"records": some(4, shown=[SHOWN | {"frames": 2, "clip_frames": 2}])}),
     "lite": ("lite", {"records": some(4, remark="out of memory: answered with prune_ratio=0.5")}),
     "absent": ("missing", {"absent": 4}),
-    "positions": ("positions", {"settings": {"positions": "transformers"}}),
+    "positions": ("positions", {"settings": {"positions": "transformers 5.24.0"}}),
     "frames": ("frames", {"args": {"max_num_frames": "8"}, "settings": {"max_num_frames": 8}}),
     "pixels": ("pixels", {"args": {"max_pixels": "50176", "min_pixels": "50176"}, "settings": {"max_pixels": 50176}}),
     "own prompt": ("prompt", {"args": {"reasoning_prompt": "Be brief."}}),
     "template": ("template", {"task": {"metadata": {"template": "mine", "template_digest": "0123456789ab"}}}),
-    "gen_kwargs": ("generation", {"config": {"gen_kwargs": "temperature=0.7,do_sample=True"}}),
+    "gen_kwargs": ("generation", {"config": {"gen_kwargs": {"temperature": 0.7, "do_sample": True}}}),
     "penalty": ("repetition penalty", {"loaded": {"repetition_penalty": 1.3}}),
     "a name's prompt": ("prompt by name", {"task": {"lmms_eval_specific_kwargs": {"default": {}, "qwen2_5_vl": {}}}}),
     "limit": (
@@ -291,7 +291,7 @@ def test_frames_that_a_checkpoint_brings_along_are_its_own(tmp_path):
 def test_findings_are_ranked_by_what_they_touch_and_minor_ones_come_last(tmp_path, capsys):
     made = Made(
         config={"use_cache": "cache"},
-        settings={"positions": "transformers"},
+        settings={"positions": "transformers 5.24.0"},
         records={**some(8, thinking_cut=True), **dict.fromkeys(range(30, 32), ERROR)},
     )
     run = str(write(tmp_path, made))

@@ -123,9 +123,8 @@ class Evidence:
 
     @cached_property
     def generation(self) -> dict[str, Any]:
-        """Generation settings that all tasks share, the user's over theirs."""
-        named = as_given(self.config.get("gen_kwargs"))
-        own = [{**(config.get("generation_kwargs") or {}), **named} for config in self.tasks.values()] or [named]
+        """Generation settings that all tasks share; ``--gen_kwargs`` are in them."""
+        own = [config.get("generation_kwargs") or {} for config in self.tasks.values()] or [{}]
         return {name: value for name, value in own[0].items() if all(other.get(name) == value for other in own)}
 
     @cached_property
@@ -190,6 +189,8 @@ def read_evidence(argument: str, transformers: str | None = None) -> Evidence:
     starts, models = ([line for line in lines if line.get("kind") == kind] for kind in ("run", "model"))
     starts.sort(key=lambda line: str(line.get("started", "")))
     tasks = set(run.samples["task"])
+    # A sample that failed is tried again, perhaps by another process, whose file may come first.
+    lines.sort(key=lambda line: line.get("error") is None)
     records = [record for record in latest_samples(lines).values() if record["task"] in tasks]
     recorded = starts[-1].get("versions", {}).get("transformers") if starts else None
     told = recorded or transformers
