@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from report_runs import DATE, record, trace, write_journal, write_run
@@ -10,7 +11,7 @@ from lmms_eval_vreason.cli import main
 from lmms_eval_vreason.report.doctor import evidence as evidence_module
 from lmms_eval_vreason.report.doctor import settings
 from lmms_eval_vreason.report.doctor.answers import is_read
-from lmms_eval_vreason.report.doctor.evidence import same
+from lmms_eval_vreason.report.doctor.evidence import finding_texts, same
 from lmms_eval_vreason.report.doctor.examine import examine
 
 QUESTIONS = 40
@@ -270,6 +271,25 @@ def test_with_a_preset_all_that_it_sets_is_compared(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("wanted", "group"),
+    [
+        ({"temperature": 0.01}, "sampling"),
+        ({"repetition_penalty": 1.0}, "sampling"),
+        ({"dtype": "float32"}, "precision"),
+        ({"thinking": "off"}, "prompt"),
+        ({"prune_ratio": 0.5}, "settings"),
+    ],
+)
+def test_a_preset_may_set_anything(wanted, group, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence_module, "expected", lambda name: wanted)
+    made = Made(args={"pretrained": "x", "preset": "paper"}, settings={"prune_ratio": 0.0})
+    (finding,) = examine(str(write(tmp_path, made))).findings
+    assert finding.name == group
+    (name,) = wanted
+    assert finding.evidence[0].startswith(f"{name}=")
+
+
 def test_frames_larger_than_the_preset_s_are_found_though_the_setting_is_right(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence_module, "expected", lambda name: PRESET)
     seen = [SHOWN | {"frames": 16}]
@@ -373,3 +393,17 @@ def test_a_limit_may_be_a_share_or_none(limit, asked, tmp_path):
     made = Made(config={"limit": limit}, results=counts, absent=QUESTIONS - asked)
     found = [finding.what for finding in examine(str(write(tmp_path, made))).findings]
     assert found == ([f"Only some of the documents were asked: {asked} of 40."] if asked < 40 else [])
+
+
+def test_the_page_lists_every_finding_and_every_finding_has_a_made_run():
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    table = page.split("<!-- findings:")[1].split("| --- | --- | --- |\n")[1].split("<!-- end")[0]
+    texts = finding_texts()
+    rows = [
+        f"| {name}{' (minor)' if 'minor' in own else ''} | {own['what']} | {own['mend']} |"
+        for name, own in texts.items()
+    ]
+    assert table.splitlines() == rows
+    # These have tests of their own.
+    elsewhere = {"budgets", "sampling", "settings", "size of frames", "mixed", "cache"}
+    assert {name for name, _ in SPOILED.values()} | elsewhere == set(texts)

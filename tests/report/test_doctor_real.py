@@ -91,3 +91,18 @@ def test_a_subset_of_a_benchmark_with_cut_answers(offline, tiny_checkpoint, tmp_
     assert found["limit"].what == "Only some of the documents were asked: 2 of 4."
     assert found["size"].evidence == ["videomme: 4 of 2700"]
     assert found["generation"].evidence == ["temperature=0.5", "do_sample=True"]
+
+
+def test_two_processes_and_a_resumed_run_are_clean(offline, scripted, tmp_path):
+    given = {"pretrained": scripted, "device": "cpu", "policy": "off", "thinking": "off"}
+    same = {"model": "qwen2_5_vl_vreason", "model_args": given, "tasks": ["lvbench"], "output": tmp_path}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    run_lmms_eval({**offline.env, "ACCELERATE_USE_CPU": "true"}, launcher=launcher, **same)
+    assert examine(str(tmp_path)).findings == []
+    assert len(list((tmp_path / "vreason_journal").glob("*-rank?.jsonl"))) == 2
+    resumed = run_lmms_eval(offline.env, **same)
+    assert "4 of 4 answers taken from the journal" in resumed.log
+    diagnosis = examine(str(tmp_path))
+    assert diagnosis.findings == []
+    assert "of 4 samples" not in diagnosis.facts["method"]
+    assert "4 samples" in diagnosis.facts["method"]

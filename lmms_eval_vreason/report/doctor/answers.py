@@ -25,7 +25,7 @@ def steering(e: Evidence) -> Iterator[Finding]:
 def failed(e: Evidence) -> Iterator[Finding]:
     """Samples without an answer because of an error."""
     if e.failed:
-        errors = (f"{record['error']['type']}: {shortened(record['error']['message'])}" for record in e.failed)
+        errors = (f"{record['error']['type']}: {record['error']['message'][:120]}" for record in e.failed)
         yield e.lost("failed", len(e.failed), [counted(errors)])
 
 

@@ -142,8 +142,8 @@ def mixed(e: Evidence) -> Iterator[Finding]:
     found = []
     for lines in filter(None, (starts, models)):
         for name in lines[0]:
-            # cuda:0 and cuda:1 are two processes of one run.
-            values = {re.sub(r"^cuda:\d+$", "cuda", str(line.get(name))) for line in lines}
+            # cuda:0 and cuda:1, or cpu:0, are processes of one run.
+            values = {re.sub(r"^(cuda|cpu):\d+$", r"\1", str(line.get(name))) for line in lines}
             found += [f"{name}: {', '.join(sorted(values))}"] if len(values) > 1 else []
     if found:
         yield finding("mixed", 1.0, found)
