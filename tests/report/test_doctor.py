@@ -199,7 +199,17 @@ def resumed(folder):
     return folder
 
 
-@pytest.mark.parametrize("make", [on, off, stock, several_processes, resumed])
+def tried_again_by_another_process(folder):
+    """Its failure stands in a file that is read after the one with its answer."""
+    made = Made(journal=False)
+    write(folder, made)
+    journal_of(folder, made, range(QUESTIONS))
+    made.records = some(5, **ERROR)
+    journal_of(folder, made, range(5), rank=1)
+    return folder
+
+
+@pytest.mark.parametrize("make", [tried_again_by_another_process, on, off, stock, several_processes, resumed])
 def test_a_clean_run_has_no_finding(make, tmp_path, capsys):
     run = str(make(tmp_path / "run"))
     assert main(["doctor", run]) == 0
@@ -208,6 +218,7 @@ def test_a_clean_run_has_no_finding(make, tmp_path, capsys):
     assert "Mend" not in page
     diagnosis = examine(run)
     assert diagnosis.notices == []
+    assert "failed" not in diagnosis.facts["method"]
     assert ("versions" in diagnosis.unknown) == (make is stock)
     assert ("frames shown" in diagnosis.facts) == (make is not stock)
 
