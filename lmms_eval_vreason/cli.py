@@ -20,7 +20,7 @@ EXTRAS = {
     "report": ("jinja2", "matplotlib", "pandas", "scipy", "statsmodels"),
     "bench": ("pandas", "tabulate", "tokenizers"),
 }
-_EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "submit", "calibrate"), "report"), "bench": "bench"}
+_EXTRA_OF = {**dict.fromkeys(("report", "plot", "flips", "doctor", "submit", "calibrate"), "report"), "bench": "bench"}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -187,11 +187,24 @@ def record(task: str, doc_id: int, **changes: Any) -> dict[str, Any]:
     return line | changes
 
 
-def write_journal(folder: Path, records: Iterable[Mapping[str, Any]], *, model_args: Mapping[str, Any]) -> Path:
-    """Writes ``folder/vreason_journal/<run>-rank0.jsonl`` and returns its path."""
-    header = {"run": "ab" * 32, "model_args": dict(model_args), "started": "2025-01-01"}
-    header["method"] = {"policy": model_args.get("policy", "switch"), "update_every": 2}
-    journal = Journal(folder / "vreason_journal", header, resume=False)
+def write_journal(
+    folder: Path,
+    records: Iterable[Mapping[str, Any]],
+    *,
+    model_args: Mapping[str, Any],
+    header: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    rank: int = 0,
+) -> Path:
+    """Writes ``folder/vreason_journal/<run>-rank<k>.jsonl`` and returns its path.
+
+    ``header`` changes the line of kind ``run``; ``model`` is a line of that kind, where there is one.
+    """
+    own = {"run": "ab" * 32, "model_args": dict(model_args), "started": "2025-01-01"}
+    own["method"] = {"policy": model_args.get("policy", "switch"), "update_every": 2}
+    journal = Journal(folder / "vreason_journal", own | dict(header or {}), rank=rank, resume=False)
+    if model is not None:
+        journal.note("model", model)
     for line in records:
         trace = line["trace"] or {}
         own = {name: value for name, value in trace.items() if name not in ARRAYS}

@@ -70,6 +70,14 @@ class Journal:
             record = {**record, "trace": {**record["trace"], "place": place}}
         self._samples.add({"kind": "sample", "version": VERSION, "run": self._run["run"], **record})
 
+    def note(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Writes a line of another kind, on how the samples that follow are made.
+
+        Raises:
+            JournalError: As for :meth:`add`.
+        """
+        self._samples.add({"kind": kind, "version": VERSION, "run": self._run["run"], **record})
+
     def why_not(self, key: str, identity: Mapping[str, Any]) -> str:
         """Why the journal does not answer a sample that it knows, for the user; empty if it does not know it.
 

@@ -44,6 +44,11 @@ def direct_template() -> Template:
     return load_template(_packaged("direct"))
 
 
+def packaged_digests() -> set[str]:
+    """The digests of this package's own templates, whatever the environment names."""
+    return {load_template(_packaged(name)).digest for name in ("cot", "direct")}
+
+
 @cache
 def load_template(path: str | Path) -> Template:
     """Reads and checks a template file.

@@ -13,6 +13,20 @@ _BENCHMARKS = (
     (re.compile(r"videomme"), "Video-MME"),
     (re.compile(r"vsibench(_acc|_mra)?"), "VSI-Bench"),
 )
+# Stock task, or what the names of its parts begin with → its questions. Sources: the papers (arXiv 2405.21075,
+# 2501.13826, 2311.17005, 2501.12380) and the cards of the datasets on the hub (nyu-visionx/VSI-Bench,
+# lmms-lab/TempCompass). Of MMVU's questions this package's task asks the multiple-choice ones alone.
+SIZES = {
+    "videomme": 2700,
+    "video_mmmu": 900,
+    "mvbench": 4000,
+    "mmvu_val": 1000,
+    "vsibench": 5130,
+    "tempcompass_multi_choice": 1580,
+    "tempcompass_yes_no": 2453,
+    "tempcompass_caption_matching": 1503,
+    "tempcompass_captioning": 2004,
+}
 VSI_ACCURACY, VSI_MRA = "VSI-Bench (accuracy)", "VSI-Bench (MRA)"
 ORDER = ("VideoMMMU", "MMVU", "MVBench", "TempCompass", "Video-MME", VSI_ACCURACY, VSI_MRA)
 

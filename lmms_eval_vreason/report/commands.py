@@ -35,6 +35,13 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
                        "files hold all)")  # fmt: skip
     flips.set_defaults(run=_flips)
 
+    doctor = subparsers.add_parser("doctor", help="what in a run would make its numbers differ from others'")
+    doctor.add_argument("first", metavar="RUN", help=_RUN)
+    doctor.add_argument("--transformers", metavar="VERSION", help="its version, of a run that does not record it "
+                        "(default: the one installed here)")  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+
     submit = subparsers.add_parser("submit", help="the answer file of a leaderboard, checked for completeness")
     submit.add_argument("benchmark", help="videomme, mvbench or tempcompass (the others have no form)")
     submit.add_argument("first", metavar="RUN", help=_RUN)
@@ -95,6 +102,14 @@ def _flips(args: argparse.Namespace) -> int:
         _wrote(files.write_files(args.output, contents))
     _say([f"{run.label}: {notice}" for run in runs for notice in run.notices])
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from lmms_eval_vreason.report.doctor.examine import as_json, as_text, examine
+
+    diagnosis = examine(args.first, args.transformers)
+    print(as_json(diagnosis) if args.json else as_text(diagnosis, shutil.get_terminal_size((120, 24)).columns))
+    return int(diagnosis.spoiled)
 
 
 def _submit(args: argparse.Namespace) -> int:

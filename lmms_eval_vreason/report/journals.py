@@ -80,6 +80,9 @@ def read_journal(
     for path in paths:
         for line in read_json_lines(path, notices):
             if line.get("kind") == "sample" and (tasks is None or line["task"] in tasks):
+                earlier = newest.get(line["key"])
+                if line.get("error") is not None and earlier and earlier[1].get("error") is None:
+                    continue  # It was tried again by another process, whose file comes first.
                 newest.pop(line["key"], None)  # the last line also gives the place
                 newest[line["key"]] = (path, line)
     found = list(newest.values())

@@ -16,7 +16,7 @@ from lmms_eval_vreason.report.scores import answer_of, response_of, score_of, sc
 KEY = ["row", "part", "doc_id"]
 # Column of the samples → its name in lmms-eval's ``token_counts``.
 _TOKENS = {"output_tokens": "output_tokens", "thinking_tokens": "reasoning_tokens"}
-_TEXTS = ["prompt", "target", "answer", "response"]
+_TEXTS = ["prompt", "input", "target", "answer", "response"]
 _COLUMNS = [*KEY, "task", "score", "metric", "video", *_TEXTS, *_TOKENS, "answered", "cut", "tagged"]
 _MEASURED = ("seconds", "peak_memory")  # by journals alone
 
@@ -29,12 +29,15 @@ class RunResults:
         label: what the report calls it; several runs (seeds) may share one.
         path: as the user gave it.
         samples: one row a sample. Columns: row (the table's row), part and doc_id (which document), task, score,
-            metric, video, prompt (the text as sent), target (the gold answer), answer, response (thinking included),
-            output_tokens, thinking_tokens, answered, cut, seconds, peak_memory.
+            metric, video, prompt (the text as sent), input (the task's text), target (the gold answer), answer,
+            response (thinking included), output_tokens, thinking_tokens, answered, cut, tagged (scored with its
+            ``<answer>`` tags), seconds, peak_memory.
         settings: what the results file says of the run: model, model_args, gen_kwargs, limit, seeds, date.
         journal: what its journal holds of these tasks, or None.
         notices: what the reader should know about the files.
         warnings: what makes the run's scores unfit for a comparison.
+        results: the newest results file, with the ``configs`` of all tasks.
+        journal_files: the files that ``journal`` was read from, one a process.
     """
 
     label: str
@@ -44,6 +47,8 @@ class RunResults:
     journal: JournalTables | None = None
     notices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    journal_files: list[Path] = field(default_factory=list)
 
 
 def read_run(argument: str) -> RunResults:
@@ -59,9 +64,9 @@ def read_run(argument: str) -> RunResults:
     notices: list[str] = []
     warnings: list[str] = []
     samples, results = read_samples(path, pattern, notices, warnings)
-    journal = _matching_journal(path, results, set(samples["task"]), notices)
+    journal, files = _matching_journal(path, results, set(samples["task"]), notices)
     samples = _with_journal(samples, journal)
-    return RunResults(label, path, samples, _settings(results), journal, notices, warnings)
+    return RunResults(label, path, samples, _settings(results), journal, notices, warnings, results, files)
 
 
 def read_samples(
@@ -108,14 +113,15 @@ def _read_file(file: SamplesFile, results: Mapping[str, Any], notices: list[str]
             continue
         own = dict(zip(("row", "metric", "score"), scored, strict=True)) | _token_counts(sample)
         own |= {"doc_id": int(sample["doc_id"]), "video": video_of(sample), "answer": answer_of(sample)}
-        own |= {"prompt": str(sample.get("input", "")).strip(), "target": str(sample.get("target", "unknown"))}
+        own |= dict.fromkeys(("prompt", "input"), str(sample.get("input", "")).strip())
+        own |= {"target": str(sample.get("target", "unknown"))}
         own |= {"response": response_of(sample), "cut": unfinished(sample), "tagged": scored_with_tags(sample)}
         rows.append(own)
     frame = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_TOKENS, float))
     frame = frame.assign(part=part_of(file.task), task=file.task, answered=frame["answer"].ne(""))
     if unscored:
         notices.append(f"{file.path.name}: {unscored} samples have no numeric score and were left out")
-    if tagged := frame.pop("tagged").sum():
+    if tagged := frame["tagged"].sum():
         warnings.append(
             f"{file.task}: {tagged} answers were scored with their <answer> tags around them, which tasks that look "
             "for the bare letter count as wrong"
@@ -166,10 +172,10 @@ def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _matching_journal(
     path: Path, results: Mapping[str, Any], tasks: set[str], notices: list[str]
-) -> JournalTables | None:
-    """The journal that was written with the run's model arguments."""
+) -> tuple[JournalTables | None, list[Path]]:
+    """The journal that was written with the run's model arguments, and its files."""
     model_args = results.get("config", {}).get("model_args")
-    found = find_journals(path, _as_given(model_args).get("journal"))
+    found = find_journals(path, as_given(model_args).get("journal"))
     wanted = arguments(model_args)
     headers = {file: header for file in found if (header := run_header(file))}
     if results:
@@ -177,23 +183,28 @@ def _matching_journal(
     if found and not headers:
         notices.append(f"{found[0].parent}: no journal there was written with this run's model arguments")
     if not headers:
-        return None
+        return None, []
     files = sorted(headers, key=lambda file: str(headers[file].get("started", "")))
-    return read_journal(files, headers[files[-1]]["method"], notices, tasks)
+    newest = headers[files[-1]]
+    # A run that was made with the same arguments by another version of this package answered all samples again.
+    files = [file for file in files if headers[file]["run"] == newest["run"]]
+    return read_journal(files, newest["method"], notices, tasks), files
 
 
 def arguments(given: Any) -> dict[str, str]:
     """Model arguments, a string or a mapping, in one form that compares: ``0.010`` and 0.01 are the same."""
-    return {name: _plain(value) for name, value in _as_given(given).items()}
+    return {name: plain(value) for name, value in as_given(given).items()}
 
 
-def _as_given(given: Any) -> dict[str, Any]:
+def as_given(given: Any) -> dict[str, Any]:
+    """Arguments by name, from lmms-eval's text (``a=1,b=2``) or from a mapping; empty for None."""
     if isinstance(given, str):
         given = dict(part.split("=", 1) for part in re.split(r",(?=[^,=]+=)", given) if "=" in part)
     return {name.strip(): value for name, value in (given or {}).items()}
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value as text that compares, whatever its type was."""
     text = str(value).strip().lower()
     try:
         return repr(float(text))

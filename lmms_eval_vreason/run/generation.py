@@ -69,6 +69,16 @@ class Generator:
         self.setup, self.method = setup, setup.method
         self.prefixes = SharedPrefixes(setup.model, setup.processor, setup.device, setup.positions)
 
+    def in_force(self) -> dict[str, Any]:
+        """What the loaded model settles of what changes its answers, for the journal."""
+        model = self.setup.model
+        return {
+            "model_type": model.config.model_type,
+            "attention": model.config.get_text_config()._attn_implementation,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "repetition_penalty": getattr(model.generation_config, "repetition_penalty", None),
+        }
+
     @torch.no_grad()
     def generate(
         self, samples: Sequence[Sample], media: Sequence[Sequence[Any]], method: VReason | None = None

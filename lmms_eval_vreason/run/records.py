@@ -14,6 +14,7 @@ import numpy as np
 
 from lmms_eval_vreason.journal.files import digest, file_identity
 from lmms_eval_vreason.journal.writer import Journal
+from lmms_eval_vreason.media.frames import Frames
 from lmms_eval_vreason.media.media import Media
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.split import joined
@@ -130,8 +131,18 @@ def sample_record(outcome: Outcome, return_thinking: bool) -> tuple[dict[str, An
         "peak_memory_bytes": completion.peak_memory_bytes,
         "trace": trace_summary(completion.trace),
         "remark": outcome.remark,
+        "shown": [shown(item) for item in outcome.question.media],
     }
     return record, trace_columns(completion.trace, completion.tokens)
+
+
+def shown(item: Any) -> dict[str, int]:
+    """What the model saw of a read image or video: its frames, and their size in pixels."""
+    if isinstance(item, Frames):
+        frames, _, height, width = item.pixels.shape
+        clip = item.metadata.get("total_num_frames") or frames
+        return {"frames": frames, "height": height, "width": width, "clip_frames": int(clip)}
+    return {"frames": 1, "height": item.height, "width": item.width, "clip_frames": 1}
 
 
 def trace_columns(trace: Trace, tokens: Sequence[str]) -> dict[str, Any]:
@@ -206,6 +217,7 @@ def _unanswered(waiting: Waiting) -> dict[str, Any]:
         "seconds": {},
         **dict.fromkeys(("peak_memory_bytes", "trace")),
         "remark": "",
+        "shown": [],
         "error": None,
     }
 

@@ -51,6 +51,8 @@ class Run:
             PeerStopped: Another process has failed or is gone.
         """
         try:
+            if self.journal is not None:
+                self.journal.note("model", self.generator.in_force())
             self._answer(samples, digest(dict(settings)))
         except BaseException as error:
             if not isinstance(error, PeerStopped):

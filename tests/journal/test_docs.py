@@ -30,14 +30,18 @@ def lines(load, tmp_path):
 
 
 def test_every_field_is_documented(lines):
-    (run,) = (line for line in lines if line.get("kind") == "run")
+    run, model = (next(line for line in lines if line.get("kind") == kind) for kind in ("run", "model"))
     answered, failed = sorted((line for line in lines if line.get("kind") == "sample"), key=lambda r: r["doc_id"])
     (trace,) = (line for line in lines if "kind" not in line)
     assert set(run) == documented("## Fields of a line of kind `run`")
+    assert set(model) == documented("## Fields of a line of kind `model`")
     assert set(answered) == set(failed) == documented("## Fields of a line of kind `sample`")
     assert set(answered["trace"]) == documented("`trace` in it:")
     assert set(trace) == documented("## Fields of a line of traces")
     seconds = PAGE.read_text().split("| `seconds` |", 1)[1].splitlines()[0]
     assert all(f"`{name}`" in seconds for name in answered["seconds"])
+    media = PAGE.read_text().split("| `shown` |", 1)[1].splitlines()[0]
+    assert all(f"`{name}`" in media for name in answered["shown"][0])
     assert failed["trace"] is None
+    assert failed["shown"] == []
     assert answered["trace"]["updates"] > 0

@@ -4,14 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from offline import write_video
+from PIL import Image
 
+from lmms_eval_vreason.media.frames import read_media
 from lmms_eval_vreason.media.media import Media, MediaError
+from lmms_eval_vreason.media.options import VideoOptions
 from lmms_eval_vreason.method.trace import COLUMNS, Trace
 from lmms_eval_vreason.prompts.budgets import Outcome as Split
 from lmms_eval_vreason.run.answers import Outcome
 from lmms_eval_vreason.run.batches import Question
 from lmms_eval_vreason.run.generation import Completion
-from lmms_eval_vreason.run.records import failure, sample_record, trace_columns, trace_summary
+from lmms_eval_vreason.run.records import failure, sample_record, shown, trace_columns, trace_summary
 from lmms_eval_vreason.run.samples import GenerationSettings, Sample, Waiting
 
 NAN = float("nan")
@@ -68,6 +72,7 @@ def test_an_answered_sample(return_thinking, text):
         "peak_memory_bytes": 1000,
         "trace": trace_summary(completion.trace),
         "remark": "a remark",
+        "shown": [],
         "error": None,
     }
     assert columns == trace_columns(completion.trace, completion.tokens)
@@ -89,6 +94,7 @@ def test_a_failed_sample_has_the_same_fields_and_says_why():
         "peak_memory_bytes": None,
         "trace": None,
         "remark": "",
+        "shown": [],
         "error": {"type": "MediaError", "message": "a.mp4: gone\nin full"},
     }
     assert failure(record) == "task doc 5, repeat 1: MediaError: a.mp4: gone"
@@ -126,3 +132,14 @@ def test_a_trace_token_by_token():
     assert columns["shift"] == [0, 0.1, 0.2, 0.123457]
     # Whole numbers need no point.
     assert [type(value) for value in columns["entropy"]] == [int, int, int, float]
+
+
+def test_what_the_model_saw_of_a_video_a_clip_and_an_image(tmp_path):
+    path = str(write_video(tmp_path / "a.mp4", frames=16, fps=4, size=(112, 84)))
+    options = VideoOptions(max_num_frames=6, min_pixels=784, max_pixels=56 * 56)
+    media = (Media("video", path), Media("video", path, 0.0, 1.0), Media("image", Image.new("RGB", (300, 200))))
+    whole, clip, image = map(shown, read_media(media, options))
+    assert whole == {"frames": 6, "height": 28, "width": 56, "clip_frames": 16}
+    assert (clip["frames"], clip["clip_frames"]) == (4, 5)
+    assert (image["frames"], image["clip_frames"]) == (1, 1)
+    assert image["height"] * image["width"] <= 56 * 56
