@@ -16,6 +16,18 @@ from lmms_eval_vreason.method.shift import Shift
 # The gradient at a function's argument, from that at its result.
 Gradient = Callable[[Tensor], Tensor]
 
+# A trace's note where an update was given up.
+NOT_FINITE = "a gradient was not finite; from there on the sample went on as the base model"
+
+
+def why_not(method: VReason, video_tokens: int) -> str:
+    """A trace's note for a sample that had no update, of so many video tokens."""
+    if not video_tokens:
+        return "the prompt has no video tokens"
+    if not method.steers:
+        return "the policy is off" if method.policy == "off" else "the learning rate is 0"
+    return f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
+
 
 class Reached(Protocol):
     """The last layer's attention of one query, as an engine found it.
