@@ -16,11 +16,13 @@ TOKENS = 40
 
 
 def peaked_checkpoint(folder):
-    """A random checkpoint; its final norm is scaled, or all tokens would be nearly equally likely."""
+    """A random checkpoint that ends no text; its final norm is scaled, or all tokens would be nearly equally likely."""
     random_checkpoint(folder, layers=3, hidden_size=128, seed=1, repetition_penalty=1.05, tie_word_embeddings=False)
     model = load(folder)
     with torch.no_grad():
         model.get_decoder().norm.weight.mul_(5.0)
+        # Never the likeliest: no answer ends before its tokens run out.
+        model.get_output_embeddings().weight[model.generation_config.eos_token_id] = 0.0
     model.save_pretrained(folder)
     return folder
 

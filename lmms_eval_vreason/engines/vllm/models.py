@@ -37,7 +37,7 @@ class Watched:
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         decoder = self.language_model.model  # type: ignore[attr-defined]
         # The seam that EAGLE-3 reads from: the residual stream in front of a layer.
         self.set_aux_hidden_state_layers((len(decoder.layers) - 1,))  # type: ignore[attr-defined]

@@ -61,5 +61,5 @@ def _view(cache: Tensor, places: Tensor) -> Tensor:
         line += torch.arange(size).view([-1 if i == axis else 1 for i in range(3)]) * strides[axis]
     if not torch.equal(places, line):
         raise TypeError("a page's K and V are not a strided view of it: report the attention backend")
-    size = (cache.shape[0], *places.shape)
-    return cache.as_strided(size, (cache.stride(0), *strides), cache.storage_offset() + base)
+    shape = (cache.shape[0], *places.shape)
+    return cache.as_strided(shape, (cache.stride(0), *strides), cache.storage_offset() + base)

@@ -185,12 +185,13 @@ def _trace(request: Request, method: VReason) -> Trace:
         fault = NOT_FINITE
     if not np.isfinite(columns["entropy"]).all():
         fault = "the model's logits were not finite"
+    seconds: dict[str, Any] = {f"seconds_{kind}": request.seconds[kind] for kind in _SECONDS}
     return Trace(
         **{name: columns[name] for name in COLUMNS},
         updates=updates,
         peak_index=int(columns["ema"].argmax()) if len(table) else -1,
         video_tokens=request.video,
-        **{f"seconds_{kind}": request.seconds[kind] for kind in _SECONDS},
+        **seconds,
         ordinary_steps=request.steps["ordinary"],
         due_steps=request.steps["due"],
         note=fault or ("" if updates else why_not(method, request.video)),

@@ -132,9 +132,7 @@ class Steering:
         method, self.sampled = self.method, requests
         again = [i for i, request in enumerate(requests) if request.resumed and request.kept]
         if again:
-            logits = self._restored(
-                [requests[i] for i in again], self._chosen(rows, again), logits, self._tensor(again)
-            )
+            logits = self._restored([requests[i] for i in again], rows, logits, self._tensor(again))
         slots, h = self._tensor([request.slot for request in requests]), entropy(logits)
         figures = self._figures(h)
         due = [method.steers and method.is_due(request.tokens) and request.video > 0 for request in requests]

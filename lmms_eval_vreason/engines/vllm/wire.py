@@ -18,4 +18,5 @@ def packed(trace: Trace) -> dict[str, Any]:
 
 def unpacked(values: dict[str, Any]) -> Trace:
     """The trace that :func:`packed` took apart; float32 goes through Python's floats unchanged."""
-    return Trace(**{name: np.array(v, "float32") if name in COLUMNS else v for name, v in values.items()})
+    columns: dict[str, Any] = {name: np.array(values[name], "float32") for name in COLUMNS}
+    return Trace(**{**values, **columns})
