@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from vllm_runs import STEERED, TOKENS, answers, assert_equal_runs, by_transformers, by_vllm, engine, requests, worker_of
+from vllm_runs import (
+    STEERED,
+    TOKENS,
+    answers,
+    assert_equal_runs,
+    by_transformers,
+    by_vllm,
+    engine,
+    qwen3_checkpoint,
+    requests,
+    worker_of,
+)
 
 from lmms_eval_vreason import VReason
 from lmms_eval_vreason.shapes import checkpoint_dir
@@ -39,6 +50,12 @@ def test_the_model_has_at_least_three_nats(expected):
 @pytest.mark.parametrize("name", METHODS)
 def test_tokens_and_traces_are_the_other_engines(checkpoint, expected, name):
     assert_equal_runs(by_vllm(checkpoint, METHODS[name]), expected(name))
+
+
+@pytest.mark.parametrize("name", ["default", "kept, Adam"])
+def test_qwen3_vl_gives_the_other_engines_tokens(tmp_path, name):
+    folder = qwen3_checkpoint(tmp_path)
+    assert_equal_runs(by_vllm(folder, METHODS[name]), by_transformers(folder, METHODS[name]))
 
 
 @pytest.mark.parametrize("name", ["default", "kept, Adam"])

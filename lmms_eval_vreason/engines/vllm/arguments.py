@@ -55,15 +55,7 @@ def engine_args(method: VReason, **vllm_args: Any) -> dict[str, Any]:
         ValueError: What does not go with the method, in one line, or a model of no supported family.
         ImportError: vLLM is not installed.
     """
-    installed = installed_version()
-    if not installed:
-        raise ImportError("vLLM is not installed: pip install 'lmms-eval-vreason[vllm]' in an environment of its own")
-    if installed not in VALIDATED:
-        logging.getLogger(__name__).warning(
-            "V-Reason's engine was run on vLLM %s, not on %s: compare rate 0 with plain vLLM first",
-            ", ".join(VALIDATED),
-            installed,
-        )
+    _check_version()
     check_method(method)
     for name, (goes, why) in _REFUSED.items():
         if name in vllm_args and not goes(vllm_args[name]):
@@ -84,6 +76,19 @@ def engine_args(method: VReason, **vllm_args: Any) -> dict[str, Any]:
         "additional_config": {**(vllm_args.get("additional_config") or {}), METHOD: asdict(method)},
         "logits_processors": [*(vllm_args.get("logits_processors") or []), BUDGETS],
     }
+
+
+def _check_version() -> None:
+    """Raises ImportError without vLLM, and warns of a release that this engine was not run on."""
+    installed = installed_version()
+    if not installed:
+        raise ImportError("vLLM is not installed: pip install 'lmms-eval-vreason[vllm]' in an environment of its own")
+    if installed not in VALIDATED:
+        logging.getLogger(__name__).warning(
+            "V-Reason's engine was run on vLLM %s, not on %s: compare rate 0 with plain vLLM first",
+            ", ".join(VALIDATED),
+            installed,
+        )
 
 
 def check_method(method: VReason) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
 
 from lmms_eval_vreason.engines.vllm.arguments import engine_args
 from lmms_eval_vreason.engines.vllm.followed import BUDGETS_KEY, Followed
@@ -89,10 +90,13 @@ class Engine:
         """
         if key in self._waiting:
             raise ValueError(f"a request with the key {key!r} is waiting already")
-        params = self._params(settings)
         limits = settings.budgets
         followed = None if limits is None else Followed(self.tokenizer, **limits)
-        name = self.llm.llm_engine.add_request(key, _prompt(prompt, media), params)
+        try:
+            params = self._params(settings)
+            name = self.llm.llm_engine.add_request(key, _prompt(prompt, media), params)
+        except VLLMValidationError as error:
+            raise ValueError(str(error)) from error
         self._waiting[key] = name, followed
 
     def finished(self) -> Iterator[Finished]:
