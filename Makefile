@@ -14,7 +14,7 @@ CHECKS := $(if $(NEWEST)$(LOWEST),,lint types)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types mutation constraints install clean newest
+.PHONY: demo test lint types mutation constraints install clean newest test-vllm
 demo: install
 	$(BIN)/python -m lmms_eval_vreason.shapes.demo
 
@@ -49,5 +49,14 @@ $(VENV)/.installed: pyproject.toml $(if $(NEWEST),newest,$(CONSTRAINTS))
 	$(BIN)/python -m pip install --quiet $(PINS) --editable '.[dev,report,bench]'
 	@touch $@
 
+# vLLM pins a torch of its own, so its engine has an environment of its own.
+VLLM_BIN := .venv-vllm/bin
+test-vllm: .venv-vllm/.installed
+	$(VLLM_BIN)/python -m pytest tests/vllm_engine
+
+.venv-vllm/.installed: pyproject.toml docs/vllm_cpu.sh
+	PYTHON=$(PYTHON) sh docs/vllm_cpu.sh .venv-vllm
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-newest .venv-lowest build dist mutants
+	rm -rf .venv .venv-newest .venv-lowest .venv-vllm build dist mutants

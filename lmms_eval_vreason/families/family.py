@@ -1,6 +1,6 @@
 """The model families that the method is tested on, and where in a model an engine finds what it steers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
@@ -91,18 +91,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-class Tail:
-    """A model's last decoder layer, and all that follows it."""
+class VocabularyHead:
+    """The head, and what a model does to its output."""
 
-    def __init__(self, model: Any) -> None:
-        """Raises TypeError for a model that cannot be steered: see :func:`family_of`."""
-        self.family = family_of(model)
-        config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
-        self.layer: Any = decoder.layers[-1]
-        self.norm: nn.Module = decoder.norm
-        self.head: nn.Linear = model.get_output_embeddings()
-        settings = [(name, getattr(config, name, None)) for name in AFTER_HEAD]
-        self._after: list[tuple[Any, Any, float]] = [(*AFTER_HEAD[name], value) for name, value in settings if value]
+    def __init__(self, head: nn.Linear, after: Sequence[tuple[Any, Any, float]] = ()) -> None:
+        """Args: ``after``, (function, derivative, setting) of what follows it, as in :data:`AFTER_HEAD`."""
+        self.head, self._after = head, after
 
     def rows(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The head's rows of ``tokens`` (batch, n): weights (batch, n, hidden_size), biases (batch, n) or None."""
@@ -133,6 +127,21 @@ class Tail:
         weight = self.head.weight if rows is None else rows[0]
         gradient = gradient.to(weight)
         return gradient @ weight if rows is None else (gradient[:, None] @ weight)[:, 0]
+
+
+class Tail(VocabularyHead):
+    """A model's last decoder layer, and all that follows it."""
+
+    def __init__(self, model: Any) -> None:
+        """Raises TypeError for a model that cannot be steered: see :func:`family_of`."""
+        self.family = family_of(model)
+        config, decoder = model.config.get_text_config(decoder=True), model.get_decoder()
+        self.layer: Any = decoder.layers[-1]
+        self.norm: nn.Module = decoder.norm
+        settings = [(name, getattr(config, name, None)) for name in AFTER_HEAD]
+        super().__init__(
+            model.get_output_embeddings(), [(*AFTER_HEAD[name], value) for name, value in settings if value]
+        )
 
 
 def family_of(model: Any) -> Family:

@@ -79,20 +79,40 @@ class Budgets(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(batch, vocabulary) scores, in which a sample that is being closed has one token, with log-probability 0."""
-        for row, position in enumerate(self._forcing):
-            if position is not None:
+        for row in range(len(scores)):
+            token = self.forced_token(row)
+            if token is not None:
                 scores[row] = -torch.inf
-                scores[row, self.forced[position]] = 0.0
+                scores[row, token] = 0.0
         return scores
 
     def advance(self, input_ids: Tensor, scores: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Takes note of the newest token of each sample; (batch,) bool, which samples have to stop."""
         length = input_ids.shape[1]
-        start = max(self.prompt_length, length - _TAG_TOKENS - self.max_answer_tokens)
-        for row, recent in enumerate(input_ids[:, start:].tolist()):
-            if not self._done[row]:
-                self._advance(row, recent, length - self.prompt_length)
+        for row, recent in enumerate(input_ids[:, max(self.prompt_length, length - self.looks_back) :].tolist()):
+            self.note(row, recent, length - self.prompt_length)
         return input_ids.new_tensor(self._done, dtype=torch.bool)
+
+    @property
+    def looks_back(self) -> int:
+        """How many of the newest tokens :meth:`note` needs."""
+        return _TAG_TOKENS + self.max_answer_tokens
+
+    def note(self, row: int, recent: list[int], generated: int) -> bool:
+        """Takes note of a sample's newest token. Whether it has to stop.
+
+        Args:
+            recent: The newest of its generated tokens, as many as :attr:`looks_back` or all.
+            generated: How many it has generated.
+        """
+        if not self._done[row]:
+            self._advance(row, recent, generated)
+        return self._done[row]
+
+    def forced_token(self, row: int) -> int | None:
+        """The token that is forced upon a sample now; None where it chooses."""
+        position = self._forcing[row]
+        return None if position is None else self.forced[position]
 
     def outcome(self, row: int, text: str, tokens: int) -> Outcome:
         """What became of a sample that generated ``text``, in so many tokens; its padding in a batch doesn't count."""

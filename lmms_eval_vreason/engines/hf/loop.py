@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import StoppingCriteriaList as StoppingCriteria
 
+from lmms_eval_vreason.engines.due_step import NOT_FINITE, why_not
 from lmms_eval_vreason.engines.hf.cache import check_cache, prune_video_tokens
 from lmms_eval_vreason.engines.hf.due_step import Steering
 from lmms_eval_vreason.engines.hf.seam import Seam
@@ -176,20 +177,13 @@ class Decoding:
         return grouped and any(name.endswith("experts") for name, _ in layer.named_modules())
 
     def _notes(self) -> list[str]:
-        method = self.method
-        reason = (
-            f"no update was due (every {method.update_every} tokens) at an entropy over {method.min_entropy:g} nats"
-        )
-        if not method.steers:
-            reason = "the policy is off" if method.policy == "off" else "the learning rate is 0"
-        return [reason if n else "the prompt has no video tokens" for n in self.video_tokens]
+        return [why_not(self.method, tokens) for tokens in self.video_tokens]
 
     def _faults(self) -> list[str]:
         if self.steering is None:
             return [""] * len(self.video_tokens)
-        fault = "a gradient was not finite; from there on the sample went on as the base model"
         broken = self.steering.steered & ~self.steering.healthy
-        return [fault if sample else "" for sample in broken.tolist()]
+        return [NOT_FINITE if sample else "" for sample in broken.tolist()]
 
 
 @dataclass(eq=False)

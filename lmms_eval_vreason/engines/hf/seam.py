@@ -7,7 +7,7 @@ cache: the layer can be called again with the same input, no cache and an attent
 Residuals, norms and MLP are the layer's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
+from lmms_eval_vreason.engines.due_step import Gradient, by_kv_head, gradient_at, linearised, probabilities
 from lmms_eval_vreason.engines.hf.upstream import own_attention, renamed_attention
 from lmms_eval_vreason.families.family import Tail
 
@@ -24,7 +25,6 @@ NAME = "vreason"
 _REFUSED = ("s_aux", "position_bias", "softcap")
 # The last attention layers of the models whose tail was found to be their own.
 _CHECKED: WeakSet[nn.Module] = WeakSet()
-Gradient = Callable[[Tensor], Tensor]
 
 
 class Reached(NamedTuple):
@@ -132,7 +132,7 @@ class Seam:
         if not self.checked:
             self._check(reached, logits)
             _CHECKED.add(self.attention)
-        return reached, logits, lambda gradient: _gradient(hidden, reached.output, gradient[:, None])
+        return reached, logits, lambda gradient: gradient_at(hidden, reached.output, gradient[:, None])
 
     def hidden(self, output: Tensor) -> Tensor:
         """(batch, hidden_size), the final norm's output, from A: the layer's own forward with A for its attention."""
@@ -175,41 +175,3 @@ class Seam:
                     f"V-Reason cannot steer this {self.model.config.model_type} model: computed from the cache, {what} "
                     f"differ by {difference:.3g} from the model's own. Set policy=off, and report the model"
                 )
-
-
-def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Of one query: (batch, kv_heads, query heads a KV head, tokens), in float32 at least.
-
-    Args:
-        query: (batch, heads, 1, head_dim).
-        key: (batch, kv_heads, tokens, head_dim).
-        mask: (batch, 1, 1, tokens), bool or additive; or flash attention's, (batch, tokens).
-    """
-    dtype = torch.promote_types(key.dtype, torch.float32)
-    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
-    scores = (grouped.to(dtype) * scaling) @ key.to(dtype).transpose(2, 3)
-    if mask is not None:
-        mask = mask[:, None, None] if mask.dim() == 2 else mask
-        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask.bool(), -torch.inf)
-    return scores.softmax(dim=-1)
-
-
-def by_kv_head(output: Tensor, p: Tensor) -> Tensor:
-    """One query's A, or a gradient at it, (batch, 1, heads, head_dim) → (batch, kv_heads, group, head_dim)."""
-    return output.reshape(*p.shape[:3], output.shape[-1])
-
-
-def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Gradient]:
-    """function(x), and the gradient in x from that in function(x)."""
-    if torch.compiler.is_compiling():
-        result, pull_back, *_ = torch.func.vjp(function, x)
-        return result, lambda gradient: pull_back(gradient)[0]
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        y = function(leaf)
-    return y.detach(), lambda gradient: _gradient(y, leaf, gradient)
-
-
-def _gradient(y: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-    (in_x,) = torch.autograd.grad(y, x, gradient.to(y))
-    return in_x

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmms_eval_vreason.families.family import Tail
+from lmms_eval_vreason.families.family import VocabularyHead
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import OBJECTIVE_GRADIENTS, entropy_of, log_probabilities
 
@@ -21,7 +21,7 @@ class Head(NamedTuple):
         taking_part: (batch, n) or (batch, vocabulary) bool; None for all.
     """
 
-    tail: Tail
+    tail: VocabularyHead
     method: VReason
     first: Tensor
     tokens: Tensor | None = None
@@ -29,7 +29,7 @@ class Head(NamedTuple):
     taking_part: Tensor | None = None
 
     @classmethod
-    def of(cls, tail: Tail, method: VReason, at: tuple[Tensor, Tensor], active: Tensor) -> "Head | None":
+    def of(cls, tail: VocabularyHead, method: VReason, at: tuple[Tensor, Tensor], active: Tensor) -> "Head | None":
         """The head ``at`` (logits, log p) for the ``active`` samples; None if none is, which waits for the device.
 
         A graph has the whole vocabulary: the number of rows would differ from step to step.
