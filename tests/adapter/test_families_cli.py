@@ -41,7 +41,9 @@ STOCK = {
 _PYAV = """
 import runpy, transformers, transformers.video_processing_utils as video
 call = transformers.LlavaOnevisionProcessor.__call__
-transformers.LlavaOnevisionProcessor.__call__ = lambda *args, images, **kwargs: call(*args, images=images or None, **kwargs)
+def without(self, images=None, **kwargs):
+    return call(self, images=images or None, **kwargs)
+transformers.LlavaOnevisionProcessor.__call__ = without
 video.is_torchcodec_usable = lambda **kwargs: True
 load = video.load_video
 video.load_video = lambda file, backend, **kwargs: load(file, backend="pyav", **kwargs)

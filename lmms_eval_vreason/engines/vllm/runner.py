@@ -1,6 +1,6 @@
 """What this engine reaches for inside vLLM's worker and model runner. No other file does, but models.py and tail.py.
 
-Read in 0.32.0 and 0.33.0, run in those of ``VALIDATED``. What is internal may change in any release: mend it here.
+Read in 0.32.0, run in those of ``VALIDATED``. What is internal may change in any release: mend it here.
 """
 
 from collections.abc import Callable
