@@ -119,7 +119,7 @@ class VReasonModel(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
         Raises:
             ValueError: A generation setting that is unknown, out of range, or does not go with the method.
         """
-        special = [token for token in self.tokenizer.all_special_tokens if token.startswith("<|")]
+        special = [token for token in self.processor.special.values() if token.startswith("<|")]
         named = host.named_generation_settings()
         reading = Reading(self.options.thinking, [*special, *self.processor.placeholders], named, self.kind.system)
         if self.options.thinking.task_prompt is not None:

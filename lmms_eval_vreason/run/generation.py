@@ -171,10 +171,7 @@ class Call:
 
     def outcome(self, row: int, ids: list[int]) -> Outcome:
         """The thinking and the answer in a sample's generated tokens; the answer ends at the first of ``until``."""
-        tokenizer = self.tokenizer
-        # As skip_special_tokens has it. all_special_ids alone lacks what only the tokenizer's own file calls special.
-        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= set(tokenizer.all_special_ids)
+        tokenizer, special = self.tokenizer, self.setup.processor.special
         # Tags are special tokens in some checkpoints, and stay.
         shown = [t for t in ids if t not in special or TAG.fullmatch(tokenizer.convert_ids_to_tokens(t))]
         text = tokenizer.decode(shown)

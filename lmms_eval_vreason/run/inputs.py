@@ -45,9 +45,17 @@ class PromptProcessor:
         return prompt
 
     def cut(self, prompt: str) -> tuple[str, str]:
-        """A rendered prompt as (all up to the end of its last image or video, the rest)."""
+        """A rendered prompt as (all up to the end of its last image or video, the rest).
+
+        Raises:
+            ValueError: Nothing marks that end, and what follows a medium would take a wrong position.
+        """
         end = self._media_end.match(prompt)
-        return (end[0], prompt[end.end() :]) if end else ("", prompt)
+        if end is None:
+            return "", prompt
+        if self.family.multimodal and end["mark"] is None:
+            raise ValueError("the chat template does not mark the end of a video: set shared_prefix=off")
+        return end[0], prompt[end.end() :]
 
     def process(self, texts: Sequence[str], media: Sequence[Sequence[Any]]) -> BatchFeature:
         """The processor's inputs for rendered prompts, padded on the left.
@@ -99,6 +107,13 @@ class PromptProcessor:
                 types[row, placeholders[row]] = kinds[0]
         return types
 
+    @cached_property
+    def special(self) -> dict[int, str]:
+        """Id → text of the special tokens, those that only the tokenizer's own file calls special among them."""
+        tokenizer = self.tokenizer
+        added = {n: str(token) for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
+
     @property
     def placeholders(self) -> list[str]:
         """What stands for media in a rendered prompt."""
@@ -112,11 +127,9 @@ class PromptProcessor:
 
     @cached_property
     def _media_end(self) -> re.Pattern[str]:
+        media, marks = ("|".join(map(re.escape, each)) for each in (self.placeholders, self.special.values()))
         # The mark that ends a medium belongs to it.
-        media, marks = (
-            "|".join(map(re.escape, each)) for each in (self.placeholders, self.tokenizer.all_special_tokens)
-        )
-        return re.compile(f"(?s:.*)(?:{media})(?:{marks})?")
+        return re.compile(f"(?s:.*)(?:{media})(?P<mark>{marks})?")
 
 
 def _seconds_a_grid(metadata: Mapping[str, Any], merged: int) -> float:

@@ -83,6 +83,8 @@ class SharedPrefixes:
 
     def answered(self, samples: Sequence[Sample]) -> None:
         """Counts the samples off; drops a prefix for which no further question waits."""
+        if not self._bound:
+            return
         self._waiting -= Counter(self._split(sample)[0] for sample in samples)
         self._held = {key: prefix for key, prefix in self._held.items() if self._waiting[key]}
 
