@@ -46,7 +46,7 @@ def generate(model: PreTrainedModel, **arguments: Any) -> Tensor | Generation:
 
 
 def _refuse_unknown(model: PreTrainedModel, given: dict[str, Any]) -> None:
-    takers = (steered, type(model).generate, model.forward, model.prepare_inputs_for_generation)
+    takers: list[Any] = [steered, model.generate, model.forward, model.prepare_inputs_for_generation]
     known = _METHOD | _FURTHER | GenerationConfig().to_dict().keys()
     known = known.union(*(signature(taker).parameters for taker in takers))
     if unknown := sorted(given.keys() - known):
