@@ -70,4 +70,4 @@ def test_with_everything_off_the_answers_are_the_stock_class_s(family, offline, 
         )
         answers.append({sample["doc_id"]: sample["filtered_resps"] for sample in run.samples["videomme"]})
     assert answers[0] == answers[1]
-    assert len({str(each) for each in answers[0].values()}) > 1
+    assert all(str(each).strip("[]' ") for each in answers[0].values())
