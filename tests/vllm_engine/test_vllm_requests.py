@@ -5,12 +5,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoProcessor
-from vllm_runs import STEERED, TOKENS, answers, assert_equal_runs, by_transformers, engine, load, requests, worker_of
+from vllm_runs import (
+    STEERED,
+    TOKENS,
+    answers,
+    assert_equal_runs,
+    by_transformers,
+    engine,
+    inputs_of,
+    load,
+    requests,
+    worker_of,
+)
 
 from lmms_eval_vreason import VReason, generate
 from lmms_eval_vreason.engines.vllm.engine import Settings
 from lmms_eval_vreason.prompts.budgets import Budgets
-from lmms_eval_vreason.run.inputs import process
 
 LIMITS = {"max_thinking_tokens": 12, "max_answer_tokens": 6}
 
@@ -23,7 +33,7 @@ def test_budgets_are_the_other_engines(checkpoint):
             built.submit(str(i), *request, Settings(budgets={"opened": False, **LIMITS}))
         finished = {int(each.key): each for each in built.finished()}
     for i, (text, media) in enumerate(made):
-        inputs = process(processor, [text], [media])
+        inputs = inputs_of(model, processor, text, media)
         prompt = inputs["input_ids"].shape[1]
         budgets = Budgets(processor.tokenizer, [False], prompt, **LIMITS)
         with torch.no_grad():

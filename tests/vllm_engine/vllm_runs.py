@@ -16,8 +16,9 @@ from transformers import (
 
 from lmms_eval_vreason import VReason, generate
 from lmms_eval_vreason.engines.vllm.engine import Engine, Settings
+from lmms_eval_vreason.families.family import family_of
 from lmms_eval_vreason.media.frames import Frames
-from lmms_eval_vreason.run.inputs import process
+from lmms_eval_vreason.run.inputs import PromptProcessor
 from lmms_eval_vreason.shapes.architecture import build_generation_config, build_processor, random_checkpoint
 
 TOKENS = 40
@@ -93,13 +94,18 @@ def requests(processor, count, *, seed=0):
     return made
 
 
+def inputs_of(model, processor, text, media):
+    """A request's keyword arguments of ``generate``."""
+    return PromptProcessor(processor, family_of(model)).process([text], [media])
+
+
 @torch.no_grad()
 def by_transformers(folder, method, count=6, tokens=TOKENS):
     """(tokens, trace) of each request from the transformers engine, one by one."""
     model, processor = load(folder), AutoProcessor.from_pretrained(folder)
     results = []
     for text, media in requests(processor, count):
-        inputs = process(processor, [text], [media])
+        inputs = inputs_of(model, processor, text, media)
         result = generate(model, method, **inputs, max_new_tokens=tokens, do_sample=False)
         results.append((result.new_tokens(inputs["input_ids"].shape[1])[0], result.traces[0]))
     return results
