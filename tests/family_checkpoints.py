@@ -51,8 +51,6 @@ def tokenizer_of(family: str) -> Any:
     own = TOKENS.get(family, {})
     made = build_tokenizer()
     made.add_special_tokens({"additional_special_tokens": list(own.values())}, replace_extra_special_tokens=False)
-    for name, token in own.items():
-        made.init_kwargs[name] = token
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=made._tokenizer,
         eos_token="<|im_end|>",
@@ -109,7 +107,7 @@ def processor_of(family: str, *, opens: bool = False) -> Any:
     )
 
 
-def family_checkpoint(folder: Path, family: str, *, opens: bool = False, seed: int = 0) -> Path:
+def family_checkpoint(folder: Path, family: str, *, opens: bool = False) -> Path:
     """A tiny untrained checkpoint whose weights bfloat16 holds, so that every dtype runs the same ones.
 
     Args:
@@ -136,7 +134,7 @@ def family_checkpoint(folder: Path, family: str, *, opens: bool = False, seed: i
     for name in [name for name in config if name.endswith(("_token_id", "_token_index"))]:
         config[name] = known[name.rsplit("_token", 1)[0]]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = tiny.of(config, "sdpa").eval()
     model.to(torch.bfloat16).to(torch.float32)
     model.generation_config = build_generation_config(tokenizer)
