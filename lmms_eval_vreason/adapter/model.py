@@ -46,7 +46,7 @@ class VReasonModel(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
     All ``--model_args`` are on the page ``docs/arguments.md``; each is checked before the model loads.
 
     Attributes:
-        kind: Which checkpoints it takes, and what is theirs. Each class below has its own.
+        kind: Which checkpoints it takes, and what is theirs. Each class of :data:`KINDS` has its own.
         identity: As of :func:`run_identity`.
         setup: What answers the samples.
     """
@@ -182,40 +182,9 @@ class VReasonModel(lmms):  # type: ignore[misc]  # lmms-eval ships no types.
         return Journal(folder, header, rank=self._rank, resume=options.run.resume)
 
 
-class Qwen2_VL_VReason(VReasonModel):
-    kind = KINDS["qwen2_vl_vreason"]
-
-
-class Qwen2_5_VL_VReason(VReasonModel):
-    kind = KINDS["qwen2_5_vl_vreason"]
-
-
-class Qwen3_VL_VReason(VReasonModel):
-    kind = KINDS["qwen3_vl_vreason"]
-
-
-class Qwen3_5_VReason(VReasonModel):
-    kind = KINDS["qwen3_5_vreason"]
-
-
-class Qwen2_5_Omni_VReason(VReasonModel):
-    kind = KINDS["qwen2_5_omni_vreason"]
-
-
-class Llava_Hf_VReason(VReasonModel):
-    kind = KINDS["llava_hf_vreason"]
-
-
-class InternVL_Hf_VReason(VReasonModel):
-    kind = KINDS["internvl_hf_vreason"]
-
-
-class SmolVLM_VReason(VReasonModel):
-    kind = KINDS["smolvlm_vreason"]
-
-
-class GLM4V_VReason(VReasonModel):
-    kind = KINDS["glm4v_vreason"]
+# One class a kind: lmms-eval looks each up in this module by its name.
+for _kind in KINDS.values():
+    globals()[_kind.class_name] = type(_kind.class_name, (VReasonModel,), {"__module__": __name__, "kind": _kind})
 
 
 def run_identity(options: Options, checkpoint: loading.Checkpoint, dtype: str) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Reading:
         thinking: Prompts and budgets.
         special_tokens: The tokenizer's, and what stands for media. Where a task's text holds one it is broken up, so
             that a question cannot pose as the prompt's structure.
-        system: The model class' own system turn, for prompts without one.
         named: The generation settings that the user gave by name (``--gen_kwargs``), over the task's.
+        system: The model class' own system turn, for prompts without one.
     """
 
     thinking: ThinkingOptions

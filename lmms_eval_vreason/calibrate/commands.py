@@ -37,14 +37,15 @@ def _calibrate(args: argparse.Namespace) -> int:
     given = parse_pairs("--model_args", args.model_args)
     arguments = {name: {**given, **own} for name, own in read_settings(args.settings).items()}
     fixed = {"journal": "off", "compile": "off"}  # Replays of different lengths would compile again and again.
-    methods = {name: parse_options({**own, **fixed}).method for name, own in arguments.items()}
+    kind = KINDS[args.model]
+    methods = {name: parse_options({**own, **fixed}, kind).method for name, own in arguments.items()}
     requests, documents = first_requests(args.tasks, args.limit, args.include_path, args.model)
     args.output.mkdir(parents=True, exist_ok=True)
 
     from lmms_eval_vreason.adapter import model
     from lmms_eval_vreason.calibrate.measure import Sizes, measure
 
-    lm = getattr(model, KINDS[args.model].class_name)(**{**given, **fixed, "policy": "off"})
+    lm = getattr(model, kind.class_name)(**{**given, **fixed, "policy": "off"})
     lm.task_dict = documents
     sizes = Sizes(args.batch_size, args.max_new_tokens)
     lines = measure(lm, lm.samples(requests), methods, sizes, args.output / "replays.jsonl")

@@ -107,14 +107,19 @@ def estimated_tokens(media: Media, options: VideoOptions, rule: FrameRule = QWEN
         if media.kind == "video":
             header = read_header(path)
             frames = frame_count(len(cut(media, header.frames, header.fps)), header.fps, options, rule.merged)
-            height, width = _size(header.height, header.width, frames, options, side) if side else (0, 0)
+            size = header.height, header.width
         else:
             with Image.open(path) as image:
                 size = image.height, image.width
-            height, width = smart_resize(*size, side, options.min_pixels, options.max_pixels) if side else (0, 0)
+        if side is None:
+            return frames // rule.merged * _TOKENS_A_FRAME
+        if media.kind == "video":
+            height, width = _size(*size, frames, options, side)
+        else:
+            height, width = smart_resize(*size, side, options.min_pixels, options.max_pixels)
     except (OSError, ValueError):
         return 0  # The reader reports what is wrong, with the sample that asked for the file.
-    return frames // rule.merged * (height * width // side**2 if side else _TOKENS_A_FRAME)
+    return frames // rule.merged * height * width // side**2
 
 
 def read_header(path: str) -> Header:

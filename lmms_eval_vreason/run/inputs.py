@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers.video_utils import VideoMetadata
 
 from lmms_eval_vreason.families.family import TOKEN_TYPES, Family
 from lmms_eval_vreason.media.frames import Frames
@@ -38,10 +39,8 @@ class PromptProcessor:
 
     def render(self, sample: Sample) -> str:
         """A sample's prompt as the chat template writes it, with one placeholder an image or video."""
-        turns = sample.messages
-        prompt: str = self.processor.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **self.template
-        )
+        how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **self.template}
+        prompt: str = self.processor.apply_chat_template(sample.messages, **how)
         return prompt
 
     def cut(self, prompt: str) -> tuple[str, str]:
@@ -70,20 +69,19 @@ class PromptProcessor:
         images = [item for items in media for item in items if not isinstance(item, Frames)]
         # Sampled and mostly resized already: a second resize would change pixels and cost time.
         resize = {} if self.rule.token_side is None else {"do_resize": False}
-        metadata = [dict(video.metadata) for video in videos]
-        given: dict[str, Any] = {"images_kwargs": resize if images else {}}
-        if videos:
-            given |= {"videos": [video.pixels for video in videos]}
-            given |= {"videos_kwargs": {**resize, "do_sample_frames": False, "video_metadata": metadata}}
+        metadata = [video.metadata for video in videos]
         inputs: BatchFeature = self.processor(
             text=list(texts),
             images=images or None,
+            videos=[video.pixels for video in videos] or None,
             text_kwargs={"padding": True, "padding_side": "left"},
+            images_kwargs=resize,
+            videos_kwargs={**resize, "do_sample_frames": False, "video_metadata": metadata or None},
             return_tensors="pt",
-            **given,
         )
         if _SECONDS_A_GRID in inputs:  # Its processor takes one rate for all videos, and is not given it.
-            inputs[_SECONDS_A_GRID] = torch.tensor([_seconds_a_grid(each, self.rule.merged) for each in metadata])
+            rates = [VideoMetadata(**each).sampled_fps for each in metadata]
+            inputs[_SECONDS_A_GRID] = self.rule.merged / torch.tensor(rates)
         if not self.family.own_video_token and TOKEN_TYPES not in inputs:
             inputs[TOKEN_TYPES] = self._token_types(inputs["input_ids"], media)
         present = inputs["attention_mask"].bool()
@@ -99,8 +97,7 @@ class PromptProcessor:
             kinds = torch.tensor([2 if isinstance(item, Frames) else 1 for item in items], dtype=types.dtype)
             if len(set(kinds.tolist())) > 1:
                 # Only the processor knows how many tokens each takes.
-                token = (self._tokens["image"], self._tokens["video"])
-                alone = [self.process([token[isinstance(item, Frames)]], [[item]]) for item in items]
+                alone = [self.process([self.placeholders[isinstance(item, Frames)]], [[item]]) for item in items]
                 counts = torch.tensor([int((each[TOKEN_TYPES] > 0).sum()) for each in alone])
                 types[row, placeholders[row]] = kinds.repeat_interleave(counts)
             elif len(kinds):
@@ -115,26 +112,16 @@ class PromptProcessor:
         return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
 
     @property
-    def placeholders(self) -> list[str]:
-        """What stands for media in a rendered prompt."""
-        return list(self._tokens.values())
-
-    @cached_property
-    def _tokens(self) -> dict[str, str]:
-        """The placeholders of the rendered prompt."""
+    def placeholders(self) -> tuple[str, str]:
+        """What stands for an image and for a video in a rendered prompt."""
         processor: Any = self.processor
-        return {"image": processor.image_token, "video": processor.video_token}
+        return processor.image_token, processor.video_token
 
     @cached_property
     def _media_end(self) -> re.Pattern[str]:
         media, marks = ("|".join(map(re.escape, each)) for each in (self.placeholders, self.special.values()))
         # The mark that ends a medium belongs to it.
         return re.compile(f"(?s:.*)(?:{media})(?P<mark>{marks})?")
-
-
-def _seconds_a_grid(metadata: Mapping[str, Any], merged: int) -> float:
-    rate = len(metadata["frames_indices"]) / metadata["total_num_frames"] * metadata["fps"]
-    return float(merged / rate)
 
 
 def check_context(model: PreTrainedModel, attention_mask: Tensor) -> None:

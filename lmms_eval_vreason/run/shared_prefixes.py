@@ -117,10 +117,9 @@ class SharedPrefixes:
         seconds = now(self.device) - started
         self._held |= {split[row][0]: prefix for row, prefix in fresh.items() if split[row][0] is not None}
         prefixes = [fresh.get(row, self._held.get(key)) for row, (key, _, _) in enumerate(split)]
+        tokenizer = self.processor.tokenizer
         suffixes = [
-            self.processor.tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(
-                self.device
-            )
+            tokenizer(suffix, add_special_tokens=False, return_tensors="pt")["input_ids"][0].to(self.device)
             for _, _, suffix in split
         ]
         arguments = continued(self.model, prefixes, suffixes)
