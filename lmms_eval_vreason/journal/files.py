@@ -126,8 +126,18 @@ def read_records(folder: Path, *, traces: bool = False) -> Iterator[Record]:
 
 
 def latest_samples(records: Iterable[Mapping[str, Any]]) -> dict[str, Record]:
-    """Key → the newest sample record of that key."""
-    return {record["key"]: dict(record) for record in records if record.get("kind") == "sample" and "key" in record}
+    """Key → the sample record of that key that counts, by :func:`counts_over`."""
+    latest: dict[str, Record] = {}
+    for record in records:
+        if record.get("kind") == "sample" and "key" in record and counts_over(record, latest.get(record["key"])):
+            latest[record["key"]] = dict(record)
+    return latest
+
+
+def counts_over(record: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
+    """Whether a sample's record counts in place of one that was read before it: the newer one, but no failure over an
+    answer. Another process may have tried the sample again, and its file may be read first."""
+    return earlier is None or record.get("error") is None or earlier.get("error") is not None
 
 
 def traces_path(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lmms_eval_vreason.journal.files import FOLDER, check_version, samples_files, with_trace
+from lmms_eval_vreason.journal.files import FOLDER, check_version, counts_over, samples_files, with_trace
 from lmms_eval_vreason.journal.summary import SteeringFacts, steering_facts
 from lmms_eval_vreason.report.files import read_json_lines
 
@@ -80,11 +80,10 @@ def read_journal(
     for path in paths:
         for line in read_json_lines(path, notices):
             if line.get("kind") == "sample" and (tasks is None or line["task"] in tasks):
-                earlier = newest.get(line["key"])
-                if line.get("error") is not None and earlier and earlier[1].get("error") is None:
-                    continue  # It was tried again by another process, whose file comes first.
-                newest.pop(line["key"], None)  # the last line also gives the place
-                newest[line["key"]] = (path, line)
+                _, earlier = newest.get(line["key"], (path, None))
+                if counts_over(line, earlier):
+                    newest.pop(line["key"], None)  # the last line also gives the place
+                    newest[line["key"]] = (path, line)
     found = list(newest.values())
     samples = pd.DataFrame([_sample(line) for _, line in found], columns=_SAMPLE)
     stride = max(1, len(found) // max(traces, 1))

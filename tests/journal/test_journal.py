@@ -69,6 +69,13 @@ def test_a_later_line_with_the_same_key_replaces_an_earlier_one(tmp_path):
     assert latest_samples([{"kind": "run", "key": "a"}, {"kind": "sample"}]) == {}
 
 
+@pytest.mark.parametrize("first", ["answered", "failed"])
+def test_a_failure_does_not_count_over_an_answer_whichever_file_is_read_first(first):
+    lines = [sample("a", answer="B", error=None), sample("a", answer="", error={"type": "X", "message": ""})]
+    read = [{"kind": "sample", **line} for line in (lines if first == "answered" else reversed(lines))]
+    assert latest_samples(read)["a"]["answer"] == "B"
+
+
 def test_numbers_that_json_has_no_word_for_are_refused(tmp_path):
     journal = Journal(tmp_path, RUN)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -189,8 +189,6 @@ def read_evidence(argument: str, transformers: str | None = None) -> Evidence:
     starts, models = ([line for line in lines if line.get("kind") == kind] for kind in ("run", "model"))
     starts.sort(key=lambda line: str(line.get("started", "")))
     tasks = set(run.samples["task"])
-    # A sample that failed is tried again, perhaps by another process, whose file may come first.
-    lines.sort(key=lambda line: line.get("error") is None)
     records = [record for record in latest_samples(lines).values() if record["task"] in tasks]
     recorded = starts[-1].get("versions", {}).get("transformers") if starts else None
     told = recorded or transformers

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 _QWEN = {"max_num_frames": 32, "fps": None, "max_pixels": 1605632, "min_pixels": 256 * 28 * 28}
-# lmms-eval 0.7.3's own classes whose defaults are known here, and this package's, which have those of `qwen2_5_vl`.
+# lmms-eval 0.7.3's own classes whose defaults are known here; this package's classes have those of `qwen2_5_vl`.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
-    **dict.fromkeys(("qwen2_vl_vreason", "qwen2_5_vl_vreason", "qwen3_vl_vreason"), _QWEN),
     "qwen2_vl": {"max_num_frames": 32, "max_pixels": 602112, "min_pixels": 3136},
 }
 
