@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,28 @@ class Trace:
     ordinary_steps: int
     due_steps: int
     note: str
+
+    @classmethod
+    def of(cls, columns: Mapping[str, np.ndarray], *, note: str, fault: str, **facts: Any) -> "Trace":
+        """A trace of its ``columns``, with what follows from them.
+
+        Args:
+            note: Counts where no update was made; ``fault`` (mostly empty) counts always.
+            **facts: The fields that the columns do not tell.
+        """
+        if not np.isfinite(columns["entropy"]).all():
+            fault = "the model's logits were not finite"
+        facts |= {**columns, **totals(columns)}
+        return cls(**facts, note=fault or ("" if facts["updates"] else note))
+
+
+def totals(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """``updates`` and ``peak_index`` of a trace's columns."""
+    ema = columns["ema"]
+    return {
+        "updates": int(np.count_nonzero(columns["alpha"])),
+        "peak_index": int(ema.argmax()) if len(ema) else -1,
+    }
 
 
 class TraceRecorder:
@@ -124,20 +147,16 @@ class TraceRecorder:
         columns, traces = self._columns(), []
         for i, (length, tokens, note, fault) in enumerate(zip(self._lengths, video_tokens, notes, faults, strict=True)):
             own = {name: column[:length, i].copy() for name, column in columns.items()}
-            updates = int(np.count_nonzero(own["alpha"]))
-            if not np.isfinite(own["entropy"]).all():
-                fault = "the model's logits were not finite"
-            trace = Trace(
-                **own,
-                updates=updates,
-                peak_index=int(own["ema"].argmax()) if length else -1,
+            trace = Trace.of(
+                own,
+                note=note,
+                fault=fault,
                 video_tokens=tokens,
                 seconds_prefill=self._seconds_prefill,
                 seconds_ordinary=self._seconds[False],
                 seconds_due=self._seconds[True],
                 ordinary_steps=max(self.tokens - 1, 0) - len(self._updates),
                 due_steps=len(self._updates),
-                note=fault or ("" if updates else note),
             )
             traces.append(trace)
         return traces

@@ -95,8 +95,8 @@ def check_method(method: VReason) -> None:
     """Raises ValueError for hyperparameters that only the transformers engine has."""
     if method.prune_ratio > 0:
         raise ValueError(
-            f"prune_ratio={method.prune_ratio:g} (Lite) does not go with engine=vllm: tokens cannot leave its pages; "
-            "use engine=hf"
+            f"prune_ratio={method.prune_ratio:g} (Lite) does not go with vLLM: tokens cannot leave its pages; use the "
+            "transformers engine"
         )
     if method.compile == "on":
         raise ValueError("compile=on is the transformers engine's: pass enforce_eager=False to vLLM instead")
@@ -137,7 +137,7 @@ def _architecture(vllm_args: dict[str, Any]) -> str:
     config, _ = PretrainedConfig.get_config_dict(vllm_args["model"], revision=vllm_args.get("revision"))
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
-        raise ValueError(f"V-Reason steers {', '.join(ARCHITECTURES)} in vLLM, not {kind}: use engine=hf")
+        raise ValueError(f"V-Reason steers {', '.join(ARCHITECTURES)} in vLLM, not {kind}: use the transformers engine")
     if config.get("quantization_config"):
         raise ValueError(f"{vllm_args['model']} is quantised: {_REFUSED['quantization'][1]}; use the plain checkpoint")
     return ARCHITECTURES[kind]

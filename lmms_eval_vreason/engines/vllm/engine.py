@@ -1,10 +1,9 @@
 """vLLM under V-Reason as a run needs it: everything is submitted at once, and each request comes as it finishes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
@@ -13,7 +12,7 @@ from lmms_eval_vreason.engines.vllm.followed import BUDGETS_KEY, Followed
 from lmms_eval_vreason.engines.vllm.wire import unpacked
 from lmms_eval_vreason.media.frames import Frames
 from lmms_eval_vreason.method import Trace, VReason
-from lmms_eval_vreason.method.trace import COLUMNS
+from lmms_eval_vreason.method.trace import COLUMNS, totals
 
 # Settings of transformers' generate → those of vLLM.
 _SAMPLING = {
@@ -183,9 +182,5 @@ def _cut(trace: Trace, tokens: int) -> Trace:
     """The trace of the first ``tokens``."""
     if tokens == len(trace.entropy):
         return trace
-    columns = {name: getattr(trace, name)[:tokens] for name in COLUMNS}
-    counts = {
-        "updates": int(np.count_nonzero(columns["alpha"])),
-        "peak_index": int(columns["ema"].argmax()) if tokens else -1,
-    }
-    return Trace(**{**vars(trace), **columns, **counts})
+    columns: dict[str, Any] = {name: getattr(trace, name)[:tokens] for name in COLUMNS}
+    return replace(trace, **columns, **totals(columns))

@@ -180,19 +180,14 @@ def _trace(request: Request, method: VReason) -> Trace:
     if method.keep_shift:
         latest = np.maximum.accumulate(np.where(updated, np.arange(len(table)), -1))
         columns["shift"] = np.where(latest < 0, np.float32(0), columns["shift"][latest])
-    updates, fault = int(updated.sum()), ""
-    if request.video and not table[:, FIGURES.index("healthy")].all():
-        fault = NOT_FINITE
-    if not np.isfinite(columns["entropy"]).all():
-        fault = "the model's logits were not finite"
+    given_up = request.video and not table[:, FIGURES.index("healthy")].all()
     seconds: dict[str, Any] = {f"seconds_{kind}": request.seconds[kind] for kind in _SECONDS}
-    return Trace(
-        **{name: columns[name] for name in COLUMNS},
-        updates=updates,
-        peak_index=int(columns["ema"].argmax()) if len(table) else -1,
+    return Trace.of(
+        {name: columns[name] for name in COLUMNS},
+        note=why_not(method, request.video),
+        fault=NOT_FINITE if given_up else "",
         video_tokens=request.video,
         **seconds,
         ordinary_steps=request.steps["ordinary"],
         due_steps=request.steps["due"],
-        note=fault or ("" if updates else why_not(method, request.video)),
     )

@@ -15,7 +15,7 @@ from lmms_eval_vreason.engines.vllm.requests import FIGURES, Request, Requests
 from lmms_eval_vreason.engines.vllm.tail import PagedTail
 from lmms_eval_vreason.method.config import VReason
 from lmms_eval_vreason.method.entropy import entropy
-from lmms_eval_vreason.method.policies import coins, weight_of
+from lmms_eval_vreason.method.policies import coins, moving_average, weight_of
 from lmms_eval_vreason.method.shift import Shift
 
 # Rows times the longest of them, at most, whose K and V are gathered at once: 64 Ki tokens of a 7B model's last layer
@@ -157,11 +157,10 @@ class Steering:
         shift = self._shift(requests, reached, self._healthy[slots])
         self.checks.values(requests, slots, reached, shift)
         seam, method = PagedSeam(self.tail, reached, logits), self.method
-        weights = [weight_of(request.tokens, method.ema_decay, method.ema_correction) for request in requests]
         coin = [self._coin(request.tokens) for request in requests]
         alive = torch.ones_like(slots, dtype=torch.bool)
         ema, peak = self._ema[slots].float(), self._peak[slots].float()
-        before = Before(ema, peak, self._tensor(weights), self._tensor(coin), alive, alive)
+        before = Before(ema, peak, self._weights(requests), self._tensor(coin), alive, alive)
         step = due_step(seam, shift, method, {}, before)
         self.checks.tail(requests, seam)
         if method.keep_shift and step.shift is not None:
@@ -238,13 +237,14 @@ class Steering:
 
     def _average(self, requests: list[Request], slots: Tensor, h: Tensor, figures: dict[str, Tensor]) -> None:
         """Takes H into the moving average and its peak, and notes both."""
-        method = self.method
-        weights = [weight_of(request.tokens, method.ema_decay, method.ema_correction) for request in requests]
-        h, ema = h.double(), self._ema[slots]
-        ema = torch.where(h < math.inf, ema + self._tensor(weights).double() * (h - ema), ema)
-        peak = torch.maximum(self._peak[slots], ema)
+        ema, peak = moving_average(self._ema[slots], self._peak[slots], h, self._weights(requests).double())
         self._ema[slots], self._peak[slots] = ema, peak
         figures |= {"ema": ema, "peak": peak, "healthy": self._healthy[slots].double()}
+
+    def _weights(self, requests: list[Request]) -> Tensor:
+        """(requests,), what each one's present entropy counts in its moving average."""
+        method = self.method
+        return self._tensor([weight_of(each.tokens, method.ema_decay, method.ema_correction) for each in requests])
 
     def _coin(self, token: int) -> float:
         if self.method.policy != "random":
